@@ -1,0 +1,38 @@
+"""Files that are either complete or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path` that takes the place of `path` when the block ends without an error.
+
+    The suffix is kept, so that writers which choose a format by it work. Parent folders are made. After an error
+    nothing is left, and a file that was there before stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(6)}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Yields an open file (`"w"` is UTF-8 text, `"wb"` is bytes) that appears at `path` when the block ends without error."""
+    if mode not in ("w", "wb"):
+        raise ValueError(f"atomic_write: mode is {mode!r}, allowed are 'w' and 'wb'")
+    with atomic_path(path) as temporary, open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
