@@ -12,10 +12,10 @@ from typing import IO, Any
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` that takes the place of `path` when the block ends without an error.
+    """Yields a temporary path that takes the place of `path` when the block ends without an error.
 
-    The suffix is kept, so that writers which choose a format by it work. Parent folders are made. After an error
-    nothing is left, and a file that was there before stays as it was.
+    It is in the same folder and has the same suffix, so that writers which choose a format by it work. Parent
+    folders are made. After an error nothing is left, and a file that was there before stays as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,10 +29,16 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Yields an open file (`"w"` is UTF-8 text, `"wb"` is bytes) that appears at `path` when the block ends without error."""
+    """Yields an open file that appears at `path` when the block ends without an error.
+
+    Args:
+        path: the file to write.
+        mode: "w" for UTF-8 text, "wb" for bytes.
+    """
     if mode not in ("w", "wb"):
         raise ValueError(f"atomic_write: mode is {mode!r}, allowed are 'w' and 'wb'")
-    with atomic_path(path) as temporary, open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+    encoding = "utf-8" if mode == "w" else None
+    with atomic_path(path) as temporary, open(temporary, mode, encoding=encoding) as file:
         yield file
         file.flush()
         os.fsync(file.fileno())

@@ -42,7 +42,7 @@ def extent(joints: Any, visibility: Any) -> Any:
 
 
 def box_to_tokens(box: Any, width: float, height: float) -> Any:
-    """Nearest grid edges of a box: (..., 4) px -> (..., 4) int64 in 0..255, with x1 > x0 and y1 > y0 always."""
+    """Nearest grid edges of a box: (..., 4) px -> (..., 4) int64 in 0..255, always x1 > x0 and y1 > y0."""
     xp = _namespace(box)
     last = BOX_BINS - 1
     scale = [last / width, last / height, last / width, last / height]
@@ -68,7 +68,7 @@ def round_box(box: Any, width: float, height: float) -> Any:
 
 
 def _frame(box: Any, ndim: int) -> tuple[Any, Any]:
-    """Centre (..., 2) and half of the longer side (..., 1) of a box, with axes added to broadcast over `ndim` axes."""
+    """Centre (..., 2) and half of the longer side (..., 1), with axes added to broadcast over `ndim` axes."""
     xp = _namespace(box)
     box = box.reshape(*box.shape[:-1], *(1,) * (ndim - box.ndim), 4)
     centre = (box[..., :2] + box[..., 2:]) / 2
@@ -93,7 +93,7 @@ def normalise(joints: Any, box: Any, visibility: Any = None) -> Any:
 
 
 def denormalise(coords: Any, box: Any, visibility: Any = None) -> Any:
-    """Inverse of `normalise`: box coordinates to pixels; unseen joints become (0, 0) where `visibility` is given."""
+    """Inverse of `normalise`: box coordinates to pixels; with `visibility`, unseen joints become (0, 0)."""
     centre, half = _frame(box, coords.ndim)
     joints = coords * half + centre
     return joints if visibility is None else joints * visibility[..., None]

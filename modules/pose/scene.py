@@ -72,7 +72,8 @@ class Scene:
     @property
     def boxes(self) -> np.ndarray:
         """(P, 4) float32 px."""
-        return np.stack([person.box for person in self.persons]) if self.persons else np.zeros((0, 4), np.float32)
+        empty = np.zeros((0, 4), np.float32)
+        return np.stack([person.box for person in self.persons]) if self.persons else empty
 
     def at(self, indices: Sequence[int] | np.ndarray) -> Scene:
         """The scene at some of its points in time. Boxes stay those of the whole scene."""
@@ -85,7 +86,7 @@ class Scene:
         return self.at(np.arange(0, self.num_frames, stride))
 
     def crop(self, start: int, stop: int) -> Scene:
-        """Frames start..stop-1 with time starting at 0, boxes over the crop, without the people never seen in it."""
+        """Frames start..stop-1, with time from 0, boxes over the crop, without people never seen in it."""
         if not 0 <= start < stop <= self.num_frames:
             raise ValueError(f"crop {start}..{stop} is not within the {self.num_frames} frames of the scene")
         persons = [
@@ -93,7 +94,8 @@ class Scene:
             for p in self.persons
             if p.visibility[start:stop].any()
         ]
-        times = self.times[: stop - start] if self.times[0] == 0 else self.times[start:stop] - self.times[start]
+        # Frame i of any dense crop is at the same time i / fps, bit for bit; a difference would round.
+        times = self.times[: stop - start] - self.times[0]
         return dataclasses.replace(self, times=times, persons=persons)
 
     def mirrored(self) -> Scene:
@@ -102,10 +104,11 @@ class Scene:
         The order of the persons and the prompt stay as they are: `ordered()` sorts again.
         """
         mirror = list(MIRROR)
+        flip, shift = np.array([-1, 1], np.float32), np.array([self.width, 0], np.float32)
         persons = []
         for p in self.persons:
             visibility = p.visibility[:, mirror]
-            joints = p.joints[:, mirror] * np.float32([-1, 1]) + np.float32([self.width, 0])
+            joints = p.joints[:, mirror] * flip + shift
             x0, y0, x1, y1 = box_to_tokens(p.box, self.width, self.height)
             last = BOX_BINS - 1
             box = tokens_to_box(np.array([last - x1, y0, last - x0, y1]), self.width, self.height)
