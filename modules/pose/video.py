@@ -43,7 +43,7 @@ def read_frames(source: bytes | str | Path, indices: Sequence[int] | np.ndarray 
                     break
     except (FFmpegError, IndexError) as error:
         reason = getattr(error, "strerror", None) or "it has no video stream"
-        raise UserError(f"{name} cannot be read as a video ({reason}); give a file that ffmpeg plays") from error
+        raise UserError(f"{name} cannot be read as a video ({reason}); give one that ffmpeg plays") from error
     if wanted is not None and len(found) < len(wanted):
         missing = min(wanted - found.keys())
         raise UserError(f"{name} has no frame {missing}; give the video that belongs to these poses")
