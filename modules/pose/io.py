@@ -1,7 +1,7 @@
 """Reading and writing `plan.json`; OpenPose JSON is in `openpose.py` and can be had from here too.
 
-A plan holds the boxes and key poses of a scene, for people to edit by hand. The reader checks the whole file and
-names the file, the person, the key and the joint of a mistake, counted from 0 as in the file.
+A plan holds the boxes and key poses of a scene, for people to edit by hand. The reader checks the whole file
+and names the file, the person, the key and the joint of a mistake, counted from 0 as in the file.
 """
 
 from __future__ import annotations
