@@ -1,0 +1,99 @@
+"""Run-level configuration. A stage's own part (`model`) is the dataclass in `modules/<stage>/config.py`."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from modules.errors import UserError
+
+# Stage -> class names of its configuration and of its LightningModule, imported when the stage is asked for.
+STAGES: dict[str, tuple[str, str]] = {
+    "vqvae": ("VQVAEConfig", "VQVAEModule"),
+    "llm": ("LLMConfig", "LLMModule"),
+    "interp": ("InterpConfig", "InterpModule"),
+    "base": ("BaseConfig", "BaseModule"),
+    "controlnet": ("ControlNetConfig", "ControlNetModule"),
+    "evaluator": ("EvaluatorConfig", "EvaluatorModule"),
+}
+
+
+@dataclass
+class DataConfig:
+    """Where the shards are and how they are read."""
+
+    path: str = "data/sample"  # folder of {train,val,test}-*.tar
+    train_split: str = "train"
+    val_split: str = "val"
+    test_split: str = "test"
+    batch_size: int = 32
+    num_workers: int = 0
+    num_frames: int = 200  # longest crop, dense frames
+    stride: int = 10  # dense frames per key pose
+    min_confidence: float = 0.1  # a joint is visible above it
+    shuffle_buffer: int = 1000
+
+    def __post_init__(self) -> None:
+        _at_least("data", self, batch_size=1, num_workers=0, num_frames=1, stride=1, shuffle_buffer=1)
+
+
+@dataclass
+class TrainerConfig:
+    """How a stage is trained. Steps are optimiser steps."""
+
+    max_steps: int = 1000
+    val_every: int = 200
+    limit_val_batches: int | None = None  # None: the whole validation split
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: str = "auto"  # any name Lightning knows; deepspeed_stage_3 also reads the next line
+    offload: bool = False  # DeepSpeed: keep parameters and optimiser state in host memory
+    accumulate: int = 1  # batches per optimiser step
+    gradient_clip: float = 1.0  # largest norm of the gradient; 0 turns clipping off
+    log_every: int = 20
+    sample_every: int = 1  # validations between two sets of pictures; 0 for none
+    ema_decay: float = 0.0  # 0 turns the moving average of the weights off
+
+    def __post_init__(self) -> None:
+        _at_least(
+            "trainer", self, max_steps=1, val_every=1, accumulate=1, devices=1, num_nodes=1, log_every=1,
+            sample_every=0, gradient_clip=0,
+        )  # fmt: skip
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"trainer.ema_decay is {self.ema_decay}; it must be from 0 to below 1, for example 0.999")
+        if self.ema_decay > 0 and self.strategy.startswith("deepspeed_stage_3"):
+            raise UserError("trainer.ema_decay cannot go with deepspeed_stage_3, which shards the weights; set it to 0")
+
+
+@dataclass
+class RunConfig:
+    """One training run, kept in `<run_dir>/<stage>/<name>/`."""
+
+    stage: str = "???"
+    name: str = "???"  # the loader takes the name of the config file where none is given
+    seed: int = 0
+    run_dir: str = "runs"
+    fresh: bool = False  # true: throw away this run's folder and start over
+    data: DataConfig = field(default_factory=DataConfig)
+    model: Any = None  # the stage's own dataclass
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+
+def stage_config(stage: str) -> type:
+    """Configuration dataclass of a stage."""
+    return getattr(importlib.import_module(f"modules.{stage}.config"), STAGES[stage][0])
+
+
+def stage_module(stage: str) -> type:
+    """LightningModule class of a stage."""
+    return getattr(importlib.import_module(f"modules.{stage}.module"), STAGES[stage][1])
+
+
+def _at_least(section: str, config: Any, **limits: int) -> None:
+    low = [f"{section}.{key} is {getattr(config, key)}, at least {limit} is needed"
+           for key, limit in limits.items() if getattr(config, key) < limit]  # fmt: skip
+    if low:
+        raise UserError("; ".join(low))

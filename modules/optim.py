@@ -1,0 +1,66 @@
+"""Optimiser and learning-rate schedule, the same for every stage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from modules.errors import UserError
+
+
+@dataclass
+class OptimConfig:
+    """AdamW with a linear warm-up.
+
+    `min_lr_ratio` is the learning rate at the last step as a share of `lr` (only `schedule="cosine"` reaches it).
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup_steps: int = 100
+    schedule: Literal["cosine", "constant"] = "cosine"
+    min_lr_ratio: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise UserError(f"optim.lr is {self.lr}; it must be above 0, for example 1e-3")
+        if self.warmup_steps < 0:
+            raise UserError(f"optim.warmup_steps is {self.warmup_steps}; it must be 0 or more")
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise UserError(f"optim.min_lr_ratio is {self.min_lr_ratio}; it must be from 0 to 1")
+
+
+def lr_factor(step: int, cfg: OptimConfig, max_steps: int) -> float:
+    """Learning rate of optimiser step `step` (from 0) as a share of `cfg.lr`."""
+    if step < cfg.warmup_steps:
+        return (step + 1) / cfg.warmup_steps
+    if cfg.schedule == "constant":
+        return 1.0
+    progress = min((step - cfg.warmup_steps) / max(max_steps - cfg.warmup_steps, 1), 1.0)
+    return cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def build_optimizer(
+    named_params: Iterable[tuple[str, nn.Parameter]], cfg: OptimConfig, max_steps: int
+) -> dict[str, Any]:
+    """What `LightningModule.configure_optimizers` returns: AdamW and a schedule that is stepped every optimiser step.
+
+    Frozen parameters are left out. Weight decay acts on matrices and kernels alone: vectors (biases, the scales of
+    norms) are not decayed.
+    """
+    trainable = [param for _, param in named_params if param.requires_grad]
+    if not trainable:
+        raise UserError("there is nothing to train: every parameter is frozen")
+    groups = [
+        {"params": [param for param in trainable if param.ndim >= 2], "weight_decay": cfg.weight_decay},
+        {"params": [param for param in trainable if param.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=cfg.lr, betas=cfg.betas)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, cfg, max_steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
