@@ -285,7 +285,7 @@ def _text_config(name: str) -> tuple[CLIPTextCfg, dict[str, Any]]:
     if config is None:
         near = difflib.get_close_matches(name, open_clip.list_models(), n=3, cutoff=0.3)
         raise UserError(
-            f"text.model is {name!r}, no model of open_clip; nearest: {', '.join(near) or 'none'}; or 'small'."
+            f"text.model {name!r} is no model of open_clip; nearest: {', '.join(near) or 'none'}; or 'small'."
         )
     text = CLIPTextCfg(**config["text_cfg"])
     foreign = text.hf_model_name or text.hf_tokenizer_name or "siglip" in name.lower()
