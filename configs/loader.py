@@ -20,6 +20,7 @@ from configs.schema import STAGES, RunConfig, stage_config
 from modules.errors import UserError
 
 COMMAND_LINE = "command line"
+T = typing.TypeVar("T")
 
 
 class ConfigError(UserError):
@@ -61,13 +62,33 @@ def load_config(paths: list[str], dotlist: list[str] | None = None, model: type 
     config = OmegaConf.structured(RunConfig)
     config.name = Path(paths[0]).stem
     config.model = OmegaConf.structured(model or stage_config(stage))
+    return cast(RunConfig, _fill(config, sources, paths[0], problems))
+
+
+def load_typed(schema: type[T], paths: list[str], dotlist: list[str] | None = None) -> T:
+    """The checked configuration of something that is not a training run; arguments and errors as `load_config`.
+
+    Args:
+        schema: dataclass of the whole file.
+    """
+    problems: list[str] = []
+    sources = [source for path in paths for source in _read_chain(Path(path), (), problems)]
+    sources.append(_read_dotlist(dotlist or [], problems))
+    return cast(T, _fill(OmegaConf.structured(schema), sources, paths[0] if paths else COMMAND_LINE, problems))
+
+
+def _fill(config: DictConfig, sources: list[Source], name: str, problems: list[str]) -> Any:
+    """Instances of the schemas with the values of all sources; raises with all problems."""
     origins: dict[str, str] = {}
     for source in sources:
         _merge(config, source.values, "", source.origin, origins, problems)
-    result = _build(config, "", origins, problems)
+    problems += [
+        f"{name}: {key} is missing; give it in a file or as {key}=..." for key in sorted(OmegaConf.missing_keys(config))
+    ]
+    result = None if problems else _build(config, "", origins, problems)
     if problems:
         raise ConfigError(problems)
-    return cast(RunConfig, result)
+    return result
 
 
 def to_plain(config: Any) -> dict[str, Any]:

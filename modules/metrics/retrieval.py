@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -14,7 +15,7 @@ _WORD = re.compile(r"[a-z]+|\d+(?:\.\d+)?")
 def _terms(caption: str) -> list[str]:
     """Words and pairs of neighbouring words: pairs keep what is said of whom."""
     words = _WORD.findall(caption.lower())
-    return words + [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+    return words + [f"{a} {b}" for a, b in itertools.pairwise(words)]
 
 
 class CaptionRetrieval:
