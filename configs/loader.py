@@ -73,7 +73,7 @@ def load_typed(schema: type[T], paths: list[str], dotlist: list[str] | None = No
     """
     problems: list[str] = []
     sources = [source for path in paths for source in _read_chain(Path(path), (), problems)]
-    sources.append(_read_dotlist(dotlist or [], problems))
+    sources += [source for item in dotlist or [] for source in _read_item(item, problems)]
     return cast(T, _fill(OmegaConf.structured(schema), sources, paths[0] if paths else COMMAND_LINE, problems))
 
 
