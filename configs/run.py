@@ -1,0 +1,131 @@
+"""The folder of a run: `<run_dir>/<stage>/<name>/{config.yaml, data.json, checkpoints/, logs/, export/, metrics.json}`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs.loader import to_plain
+from configs.schema import DataConfig, RunConfig
+from modules.checkpoint import INFO_FILE, fingerprint
+from modules.errors import UserError
+from modules.files import atomic_write
+
+# A run may continue with other values of these: they change what is shown or where it runs, not what is learned.
+# `max_steps` is not among them, because the learning rate depends on it. `data.path` is not compared as text: the
+# shards themselves are.
+HARMLESS = {
+    "fresh", "run_dir", "data.path", "data.num_workers", "data.test_split",
+    "trainer.log_every", "trainer.sample_every", "trainer.accelerator", "trainer.offload",
+}  # fmt: skip
+
+
+class RunFolder:
+    """Paths of a run and what it was started with."""
+
+    def __init__(self, cfg: RunConfig):
+        self.cfg = cfg
+        self.root = Path(cfg.run_dir) / cfg.stage / cfg.name
+        self.checkpoints = self.root / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self.export = self.root / "export"
+        self.history = self.root / "history.jsonl"
+        self._config, self._data, self._metrics = (
+            self.root / name for name in ("config.yaml", "data.json", "metrics.json")
+        )
+
+    def started_with(self) -> dict[str, Any]:
+        """Fingerprints of the shards and of the exports that the configuration names."""
+        return {"data": data_fingerprint(self.cfg.data), "exports": export_fingerprints(to_plain(self.cfg.model))}
+
+    def check_same(self, now: dict[str, Any]) -> None:
+        """A run continues only with the configuration and the data that it started with.
+
+        Raises:
+            UserError: lists what differs.
+        """
+        before = _flatten(yaml.safe_load(self._config.read_text()))
+        differing = _differences(before, _flatten(to_plain(self.cfg)), HARMLESS)
+        differing += _differences(_flatten(json.loads(self._data.read_text())), _flatten(now), set())
+        if differing:
+            more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
+            raise UserError(
+                f"{self.root} was started with other settings: {'; '.join(differing[:8])}{more}. "
+                f"Give the new run its own name (name=..., make: NAME=...), or throw the old one away with fresh=true"
+            )
+
+    def start(self, now: dict[str, Any]) -> None:
+        """Empty the folder and note what the run starts with."""
+        if self.root.exists():
+            if any(self.root.iterdir()) and not self._config.is_file():
+                raise UserError(f"{self.root} is not a run folder (no config.yaml); choose another name=...")
+            shutil.rmtree(self.root)
+        self.checkpoints.mkdir(parents=True)
+        with atomic_write(self._data) as file:
+            json.dump(now, file, indent=2)
+        with atomic_write(self._config) as file:
+            file.write(f"# python train.py {self._config}\n{to_yaml(self.cfg)}")
+
+    def metrics(self) -> dict[str, Any] | None:
+        """What a finished run measured; None while it is not finished."""
+        return json.loads(self._metrics.read_text()) if self._metrics.is_file() else None
+
+    def finish(self, metrics: dict[str, Any]) -> None:
+        """Mark the run as finished."""
+        with atomic_write(self._metrics) as file:
+            json.dump(metrics, file, indent=2)
+
+
+def to_yaml(cfg: RunConfig) -> str:
+    """The resolved configuration."""
+    return yaml.safe_dump(to_plain(cfg), sort_keys=False, default_flow_style=None, width=110)
+
+
+def data_fingerprint(data: DataConfig) -> dict[str, Any]:
+    """Names and sizes of the training and validation shards, and the hash of their manifest where there is one."""
+    root = Path(data.path)
+    shards = {
+        path.name: path.stat().st_size
+        for split in (data.train_split, data.val_split)
+        for path in sorted(root.glob(f"{split}-*.tar"))
+    }
+    manifest = root / "manifest.json"
+    return {"shards": shards, "manifest": hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None}
+
+
+def export_fingerprints(model: dict[str, Any]) -> dict[str, str]:
+    """Hash of every export that a value of the `model` section names, by key."""
+    return {
+        f"model.{key}": fingerprint(value)
+        for key, value in _flatten(model).items()
+        if isinstance(value, str) and value and (Path(value) / INFO_FILE).is_file()
+    }
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], ignored: set[str]) -> list[str]:
+    nothing = object()
+    return [
+        f"{key} was {_show(before, key)}, now {_show(now, key)}"
+        for key in dict.fromkeys([*before, *now])
+        if key not in ignored and before.get(key, nothing) != now.get(key, nothing)
+    ]
+
+
+def _show(values: dict[str, Any], key: str) -> str:
+    text = str(values.get(key, "absent"))
+    return text if len(text) <= 40 else text[:12] + "..."

@@ -1,0 +1,59 @@
+"""Lightning strategies by name, and the checkpoints that they write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import Strategy
+
+from modules.errors import UserError
+
+ZERO_STAGES = {"deepspeed_stage_1": 1, "deepspeed_stage_2": 2, "deepspeed_stage_3": 3}
+
+
+def build_strategy(name: str, *, offload: bool = False) -> Strategy | str:
+    """A strategy for `L.Trainer`: one of `ZERO_STAGES` (DeepSpeed ZeRO), or a name that Lightning knows.
+
+    `offload` keeps parameters and optimiser state in host memory. The optimiser stays the stage's own AdamW.
+
+    Raises:
+        UserError: for DeepSpeed where it cannot be imported, and for `offload` without DeepSpeed.
+    """
+    if name not in ZERO_STAGES:
+        if offload:
+            raise UserError(
+                f"trainer.offload needs DeepSpeed, trainer.strategy is '{name}'; use one of {', '.join(ZERO_STAGES)}"
+            )
+        return name
+    from lightning.pytorch.strategies import DeepSpeedStrategy
+
+    try:
+        return DeepSpeedStrategy(
+            stage=ZERO_STAGES[name],
+            offload_optimizer=offload,
+            offload_parameters=offload and ZERO_STAGES[name] == 3,
+            allgather_bucket_size=int(5e8),
+            reduce_bucket_size=int(5e8),
+        )
+    except (ImportError, ModuleNotFoundError) as error:
+        raise UserError(f"trainer.strategy={name} needs DeepSpeed, which cannot be imported: {error}") from None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A training checkpoint, on the CPU and with all its weights in one place.
+
+    DeepSpeed writes a folder of shards, which its own code puts together in float32 (it unpickles: own runs only).
+    """
+    if path.is_file():
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+    from lightning.pytorch.utilities.deepspeed import ds_checkpoint_dir
+
+    state = get_fp32_state_dict_from_zero_checkpoint(str(path))
+    names = {name: name.removeprefix("_forward_module.").removeprefix("module.") for name in state}
+    client = next(Path(ds_checkpoint_dir(path)).glob("*_model_states.pt"))
+    content = torch.load(client, map_location="cpu", weights_only=False, mmap=True)
+    kept = {key: value for key, value in content.items() if key not in ("module", "optimizer")}
+    return {**kept, "state_dict": {names[name]: value for name, value in state.items()}}

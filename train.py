@@ -1,0 +1,192 @@
+"""Train one stage: python train.py CONFIG.yaml [OVERLAY.yaml ...] [key=value ...] [--show]"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import subprocess
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from callbacks.console import Console
+from callbacks.ema import EMA, load
+from callbacks.finite import StopAtNonFiniteLoss
+from callbacks.history import History
+from callbacks.random_state import RandomState
+from callbacks.samples import Samples
+from callbacks.throughput import Throughput, peak_memory_mb
+from configs.cli import run_script, split_arguments
+from configs.loader import load_config, to_plain
+from configs.run import RunFolder
+from configs.schema import RunConfig, stage_module
+from configs.show import show
+from datamodules.webdataset import PoseDataModule, iter_clips
+from modules.errors import UserError
+from modules.strategy import build_strategy, read_checkpoint
+
+
+def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train, or go on training, or do nothing where the run is finished.
+
+    Returns:
+        What `metrics.json` holds, and the objects that were built: module, datamodule, trainer, run.
+
+    Raises:
+        UserError: a run of this name was started with another configuration or other data; input is missing.
+        NonFiniteLossError: the loss became NaN or infinite.
+    """
+    quiet()
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    run = RunFolder(cfg)
+    module = stage_module(cfg.stage)(to_plain(cfg.model), max_steps=cfg.trainer.max_steps)
+    datamodule = PoseDataModule(
+        **to_plain(cfg.data), seed=cfg.seed, columns=module.columns, encode=module.encode, collate=module.collate
+    )
+    started_with = run.started_with()
+    resume = run.last.exists() and not cfg.fresh
+    if resume:
+        run.check_same(started_with)
+    objects: dict[str, Any] = {"module": module, "datamodule": datamodule, "run": run}
+    metrics = run.metrics()
+    if resume and metrics is not None:
+        say(f"{run.root} is finished: {summary(metrics)}; fresh=true trains it again")
+        if not run.export.exists():
+            export(module, run, metrics)
+            say(f"exported to {run.export}")
+        return metrics, objects
+
+    if not resume:
+        clips = functools.partial(iter_clips, cfg.data.path, cfg.data.train_split, module.columns, cfg.data.num_frames)
+        module.setup_data(clips)
+        rank_zero_only(run.start)(started_with)
+    trainer, parts = build_trainer(cfg, run, module.monitor)
+    say(f"{run.root}: " + (f"goes on from {run.last}" if resume else f"starts, {cfg.trainer.max_steps} steps"))
+    trainer.fit(module, datamodule, ckpt_path=run.last if resume else None, weights_only=True)
+
+    best = parts["checkpoint"].best_model_path
+    if not best:  # nothing was validated
+        trainer.save_checkpoint(run.last)
+    checkpoint = run.checkpoints / Path(best or run.last).name
+    if trainer.is_global_zero:
+        metrics = collect_metrics(cfg, trainer, checkpoint, **parts)
+        export(module, run, metrics)
+        run.finish(metrics)
+        say(f"{run.root}: {summary(metrics)}; exported to {run.export}")
+    return metrics or {}, {**objects, "trainer": trainer}
+
+
+def build_trainer(cfg: RunConfig, run: RunFolder, monitor: tuple[str, str]) -> tuple[L.Trainer, dict[str, Any]]:
+    """The trainer, and those of its callbacks that are asked for results."""
+    options = cfg.trainer
+    throughput, history = Throughput(options.log_every), History(run.history)
+    checkpoint = ModelCheckpoint(
+        run.checkpoints, filename="best-{step}", monitor=monitor[0], mode=monitor[1], save_last=True, save_top_k=1
+    )
+    callbacks = [throughput, Console(throughput, monitor[0], options.log_every), StopAtNonFiniteLoss()]
+    callbacks += [Samples(options.sample_every)] if options.sample_every else []
+    callbacks += [EMA(options.ema_decay)] if options.ema_decay else []
+    callbacks += [history, LearningRateMonitor("step"), RandomState(), checkpoint]
+    # Validations are spread evenly, so that the last one is at the last step.
+    rounds = max(round(options.max_steps / options.val_every), 1)
+    trainer = L.Trainer(
+        max_steps=options.max_steps,
+        max_epochs=-1,
+        val_check_interval=options.max_steps // rounds * options.accumulate,
+        check_val_every_n_epoch=None,
+        limit_val_batches=options.limit_val_batches,
+        num_sanity_val_steps=0,
+        precision=options.precision,  # type: ignore[arg-type]  # checked by Lightning, which names the choices
+        accelerator=options.accelerator,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=build_strategy(options.strategy, offload=options.offload),
+        use_distributed_sampler=False,  # the data module shares out the shards
+        accumulate_grad_batches=options.accumulate,
+        gradient_clip_val=options.gradient_clip or None,
+        log_every_n_steps=options.log_every,
+        logger=TensorBoardLogger(run.root, name="", version="", sub_dir="logs"),
+        callbacks=callbacks,
+        default_root_dir=run.root,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    return trainer, {"throughput": throughput, "history": history, "checkpoint": checkpoint}
+
+
+def collect_metrics(
+    cfg: RunConfig, trainer: L.Trainer, path: Path, throughput: Throughput, history: History, checkpoint: ModelCheckpoint
+) -> dict[str, Any]:
+    """What `metrics.json` holds: the cost of the run, and the validation scores of the checkpoint that is exported."""
+    best_step = read_checkpoint(path)["global_step"]
+    return {
+        "stage": cfg.stage,
+        "name": cfg.name,
+        "steps": trainer.global_step,
+        "seconds": round(throughput.total_seconds, 2),
+        "seconds_per_step": round(throughput.train_seconds / max(trainer.global_step, 1), 5),
+        **peak_memory_mb(),
+        "checkpoint": path.name,
+        "best_step": best_step,
+        "monitor": checkpoint.monitor,
+        "val": history.at(best_step),
+    }
+
+
+def export(module: L.LightningModule, run: RunFolder, metrics: dict[str, Any]) -> None:
+    """Write `export/` from the best checkpoint, with the averaged weights where there are any."""
+    content = read_checkpoint(run.checkpoints / metrics["checkpoint"])
+    module.on_load_checkpoint(content)
+    module.load_state_dict(content["state_dict"], strict=module.strict_loading)
+    for name, state in content.get("callbacks", {}).items():
+        if name == EMA.__name__:
+            load(module, state["average"])
+    info = {"step": metrics["best_step"], "metrics": metrics["val"], "data": run.cfg.data.path, "code": code_version()}
+    module.cpu().eval().export(run.export, info)
+
+
+def code_version() -> str:
+    """Commit of the code, where git knows it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def summary(metrics: dict[str, Any]) -> str:
+    """The run in a line."""
+    score = metrics["val"].get(metrics["monitor"])
+    best = f", {metrics['monitor']} {score:.4g} at step {metrics['best_step']}" if score is not None else ""
+    return f"{metrics['steps']} steps in {metrics['seconds']:.0f} s{best}"
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def quiet() -> None:
+    """Leave the terminal to the run's own lines: no notes on hardware, no advice on workers."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+
+
+def main(arguments: list[str]) -> None:
+    paths, items, flags = split_arguments(arguments, ("--show",))
+    cfg = load_config(paths, items)
+    if "--show" in flags:
+        print(show(cfg))
+    else:
+        train(cfg)
+
+
+if __name__ == "__main__":
+    run_script(main, __doc__)
