@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from datamodules.webdataset import PoseDataModule, iter_clips
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -26,8 +27,6 @@ from configs.loader import load_config, to_plain
 from configs.run import RunFolder
 from configs.schema import RunConfig, stage_module
 from configs.show import show
-from datamodules.webdataset import PoseDataModule, iter_clips
-from modules.errors import UserError
 from modules.strategy import build_strategy, read_checkpoint
 
 
@@ -120,7 +119,13 @@ def build_trainer(cfg: RunConfig, run: RunFolder, monitor: tuple[str, str]) -> t
 
 
 def collect_metrics(
-    cfg: RunConfig, trainer: L.Trainer, path: Path, throughput: Throughput, history: History, checkpoint: ModelCheckpoint
+    cfg: RunConfig,
+    trainer: L.Trainer,
+    path: Path,
+    *,
+    throughput: Throughput,
+    history: History,
+    checkpoint: ModelCheckpoint,
 ) -> dict[str, Any]:
     """What `metrics.json` holds: the cost of the run, and the validation scores of the checkpoint that is exported."""
     best_step = read_checkpoint(path)["global_step"]

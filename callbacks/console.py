@@ -13,7 +13,7 @@ from callbacks.throughput import Throughput
 
 
 class Console(L.Callback):
-    """One bar over all steps of the run, with loss and throughput; without a terminal a line every `log_every` steps."""
+    """A bar over all steps of the run, with loss and throughput; without a terminal a line every `log_every` steps."""
 
     def __init__(self, throughput: Throughput, monitor: str, log_every: int):
         self.throughput = throughput

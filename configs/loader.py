@@ -62,7 +62,7 @@ def load_config(paths: list[str], dotlist: list[str] | None = None, model: type 
     config = OmegaConf.structured(RunConfig)
     config.name = Path(paths[0]).stem
     config.model = OmegaConf.structured(model or stage_config(stage))
-    return cast(RunConfig, _fill(config, sources, paths[0], problems))
+    return cast(RunConfig, _fill(config, sources, problems))
 
 
 def load_typed(schema: type[T], paths: list[str], dotlist: list[str] | None = None) -> T:
@@ -74,18 +74,15 @@ def load_typed(schema: type[T], paths: list[str], dotlist: list[str] | None = No
     problems: list[str] = []
     sources = [source for path in paths for source in _read_chain(Path(path), (), problems)]
     sources += [source for item in dotlist or [] for source in _read_item(item, problems)]
-    return cast(T, _fill(OmegaConf.structured(schema), sources, paths[0] if paths else COMMAND_LINE, problems))
+    return cast(T, _fill(OmegaConf.structured(schema), sources, problems))
 
 
-def _fill(config: DictConfig, sources: list[Source], name: str, problems: list[str]) -> Any:
+def _fill(config: DictConfig, sources: list[Source], problems: list[str]) -> Any:
     """Instances of the schemas with the values of all sources; raises with all problems."""
     origins: dict[str, str] = {}
     for source in sources:
         _merge(config, source.values, "", source.origin, origins, problems)
-    problems += [
-        f"{name}: {key} is missing; give it in a file or as {key}=..." for key in sorted(OmegaConf.missing_keys(config))
-    ]
-    result = None if problems else _build(config, "", origins, problems)
+    result = _build(config, "", origins, problems)
     if problems:
         raise ConfigError(problems)
     return result
@@ -156,7 +153,8 @@ def _find_stage(sources: list[Source], problems: list[str]) -> str | None:
         return None
     origin, stage = named[-1].origin, named[-1].values["stage"]
     if stage not in STAGES:
-        problems.append(f"{origin}: stage is {stage!r}; it must be one of {', '.join(STAGES)}{_did_you_mean(stage, STAGES)}")
+        guess = _did_you_mean(stage, STAGES)
+        problems.append(f"{origin}: stage is {stage!r}; it must be one of {', '.join(STAGES)}{guess}")
         return None
     return stage
 
@@ -169,11 +167,12 @@ def _merge(
         key = f"{prefix}{name}"
         origins[key] = origin
         typed = dataclasses.is_dataclass(OmegaConf.get_type(node))
-        if typed and name not in node.keys():  # `in node` is False for a missing value
-            known = [str(known) for known in node]
-            problems.append(f"{origin}: {key} is unknown{_did_you_mean(name, known, prefix)}; known here: {', '.join(known)}")
+        known = [str(entry) for entry in node]  # `name in node` would be False for a missing value
+        if typed and name not in known:
+            guess = _did_you_mean(name, known, prefix)
+            problems.append(f"{origin}: {key} is unknown{guess}; known here: {', '.join(known)}")
             continue
-        child = node._get_node(name) if name in node.keys() else None
+        child = node._get_node(name) if name in known else None
         schema = _dataclass_of(child)
         if schema is not None and isinstance(value, dict):
             if child._is_none():  # type: ignore[union-attr]
@@ -183,8 +182,8 @@ def _merge(
         try:
             OmegaConf.update(node, str(name), value, merge=isinstance(value, dict), force_add=not typed)
         except (OmegaConfBaseException, ValueError, TypeError) as error:
-            expected = _expected(OmegaConf.get_type(node), str(name))
-            problems.append(f"{origin}: {key} is {value!r} ({type(value).__name__}){expected or ': ' + _first_line(error)}")
+            expected = _expected(OmegaConf.get_type(node), str(name)) or f": {_first_line(error)}"
+            problems.append(f"{origin}: {key} is {value!r} ({type(value).__name__}){expected}")
 
 
 def _dataclass_of(node: Any) -> type | None:
@@ -216,7 +215,7 @@ def _build(node: Any, key: str, origins: dict[str, str], problems: list[str]) ->
         return None
     if isinstance(node, DictConfig):
         before = len(problems)
-        values = {name: _build_child(node, name, f"{key}{name}", origins, problems) for name in node.keys()}
+        values = {name: _build_child(node, name, f"{key}{name}", origins, problems) for name in list(node)}
         if not dataclasses.is_dataclass(schema):
             return values
         if len(problems) > before:
@@ -234,13 +233,14 @@ def _build(node: Any, key: str, origins: dict[str, str], problems: list[str]) ->
 
 
 def _build_child(node: Any, name: Any, key: str, origins: dict[str, str], problems: list[str]) -> Any:
-    if node._get_node(name)._is_missing():
+    raw = node._get_node(name)
+    if raw is not None and raw._is_missing():
         problems.append(f"{_origin(key, origins)}: {key} is missing; give it in a file or as {key}=...")
         return None
     try:
         value = node[name]
     except OmegaConfBaseException as error:
-        problems.append(f"{_origin(key, origins)}: {key} {_first_line(error)}")
+        problems.append(f"{_origin(key, origins)}: {key} is '{raw._value()}': {_first_line(error)}")
         return None
     return _build(value, f"{key}.", origins, problems)
 

@@ -1,4 +1,4 @@
-"""The folder of a run: `<run_dir>/<stage>/<name>/{config.yaml, data.json, checkpoints/, logs/, export/, metrics.json}`."""
+"""The folder of a run, `<run_dir>/<stage>/<name>/`: configuration, checkpoints, logs, metrics and export."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ def data_fingerprint(data: DataConfig) -> dict[str, Any]:
         for path in sorted(root.glob(f"{split}-*.tar"))
     }
     manifest = root / "manifest.json"
-    return {"shards": shards, "manifest": hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None}
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None
+    return {"shards": shards, "manifest": digest}
 
 
 def export_fingerprints(model: dict[str, Any]) -> dict[str, str]:
