@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from datamodules.webdataset import PoseDataModule, iter_clips
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -27,6 +26,7 @@ from configs.loader import load_config, to_plain
 from configs.run import RunFolder
 from configs.schema import RunConfig, stage_module
 from configs.show import show
+from datamodules.webdataset import PoseDataModule, iter_clips
 from modules.strategy import build_strategy, read_checkpoint
 
 

@@ -1,0 +1,110 @@
+# `make help` lists the targets. Variables: make train-vqvae SIZE=paper NAME=first ARGS="trainer.max_steps=100"
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+SIZE   ?= demo
+NAME   ?= $(SIZE)
+DATA   ?= data/sample
+SPLIT  ?= val
+CLUSTER ?=
+NODES  ?= 1
+GPUS   ?= 1
+EXPORT ?=
+PROMPT ?=
+ARGS   ?=
+JOBS   ?= 2
+VENV   ?= .venv
+
+STAMP := $(VENV)/.installed
+# An environment of your own: make train-vqvae PY=python (then nothing is installed).
+ifdef PY
+READY :=
+else
+PY := $(VENV)/bin/python
+READY := $(STAMP)
+endif
+
+STAGES := vqvae llm interp base controlnet evaluator
+CHAIN := vqvae llm interp controlnet evaluator
+RUN_KEYS := name=$(NAME) data.path=$(DATA)
+
+ifeq ($(CLUSTER),)
+TRAIN = $(PY) train.py configs/$(1)/$(SIZE).yaml $(RUN_KEYS) $(ARGS)
+else ifeq ($(CLUSTER),slurm)
+TRAIN = sbatch --job-name=$(1)-$(NAME) --nodes=$(NODES) --ntasks-per-node=$(GPUS) --gpus-per-node=$(GPUS) \
+	scripts/slurm_train.sh $(PY) train.py configs/$(1)/$(SIZE).yaml configs/cluster/slurm.yaml \
+	trainer.num_nodes=$(NODES) trainer.devices=$(GPUS) $(RUN_KEYS) $(ARGS)
+else
+$(error CLUSTER is '$(CLUSTER)'; leave it empty to run here, or say CLUSTER=slurm)
+endif
+
+# The shell reads the prompt from here, so that quotes in it do no harm.
+export PROMPT
+
+.PHONY: help setup demo test lint sample-data train $(STAGES:%=train-%) eval generate tensorboard bench clean
+
+help: ## this list
+	@echo "Variables: SIZE=$(SIZE) NAME=$(NAME) DATA=$(DATA) SPLIT=$(SPLIT) CLUSTER=$(CLUSTER) EXPORT= PROMPT= ARGS="
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+setup: $(STAMP) ## install everything into .venv (once)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one: make setup PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## sample data, training of all stages, scores, a video from a prompt
+	@$(PY) demo.py size=$(SIZE) $(ARGS)
+
+test: $(READY) ## unit tests
+	@$(PY) -m pytest -n $(JOBS) $(ARGS)
+
+lint: $(READY) ## ruff and the type checker
+	@$(PY) -m ruff check .
+	@$(PY) -m basedpyright
+
+sample-data: $(READY) ## make the sample data set in DATA
+	@$(PY) prepare.py synthetic out=$(DATA) $(ARGS)
+
+train-vqvae: $(READY) ## train the pose tokenizer
+	@$(call TRAIN,vqvae)
+
+train-llm: $(READY) ## train the director (needs train-vqvae)
+	@$(call TRAIN,llm)
+
+train-interp: $(READY) ## train the interpolator from key poses to dense poses
+	@$(call TRAIN,interp)
+
+train-controlnet: $(READY) ## train the pose ControlNet on the frozen base
+	@$(call TRAIN,controlnet)
+
+train-base: $(READY) ## train the small text-to-video network that is shipped in assets/demo_base
+	@$(call TRAIN,base)
+
+train-evaluator: $(READY) ## train the action classifier of the evaluation
+	@$(call TRAIN,evaluator)
+
+train: $(READY) ## train all stages of the chain, in order
+	@set -e; $(foreach stage,$(CHAIN),$(call TRAIN,$(stage));)
+
+eval: $(READY) ## score EXPORT on SPLIT, or the whole chain of NAME
+	@$(PY) eval.py $(if $(EXPORT),export=$(EXPORT),name=$(NAME)) data=$(DATA) split=$(SPLIT) $(ARGS)
+
+generate: $(READY) ## PROMPT="a man waves" -> plan, poses and video in outputs/
+	@$(PY) generate.py prompt="$$PROMPT" name=$(NAME) $(ARGS)
+
+tensorboard: $(READY) ## curves and pictures of all runs
+	@$(PY) -m tensorboard.main --logdir runs $(ARGS)
+
+bench: $(READY) ## seconds per step, throughput and memory of each stage at SIZE
+	@$(PY) scripts/bench.py size=$(SIZE) data=$(DATA) $(ARGS)
+
+clean: ## remove caches and the runs that smoke and bench left (trained runs, data and .venv stay)
+	rm -rf runs/*/smoke runs/*/bench .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
