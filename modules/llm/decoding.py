@@ -1,0 +1,392 @@
+"""Decoding that can only write scenes: a state machine of the grammar says at each step which ids may follow.
+
+Only the rows of the head that the grammar allows are computed; where one id alone may follow, none are. A batch may mix
+prompts, numbers of people and durations. Every sample draws from random numbers of its own, so that it does not depend
+on what it is batched with.
+
+Letters: B samples, L tokens, M cache length, H heads, G query heads per key head, E head width, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from modules.errors import UserError
+from modules.llm.tokens import SceneVocabulary, check_boxes, scene_length
+from modules.pose.boxes import BOX_BINS
+
+FREE = -1  # a box edge that the model chooses
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one kind of token is drawn."""
+
+    temperature: float = 1.0  # 0: the likeliest
+    top_p: float = 1.0  # smallest set of the likeliest ids with at least this probability
+    top_k: int = 0  # this many of the likeliest ids; 0: all
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise UserError(
+                f"sampling with temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}; "
+                "wanted temperature >= 0, 0 < top_p <= 1, top_k >= 0"
+            )
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Settings for each kind of token: `pose` is depth 0, `residual` the depths after it."""
+
+    people: Sampling = field(default_factory=Sampling)
+    duration: Sampling = field(default_factory=Sampling)
+    box: Sampling = field(default_factory=Sampling)
+    pose: Sampling = field(default_factory=Sampling)
+    residual: Sampling = field(default_factory=Sampling)
+
+
+@dataclass
+class Request:
+    """One scene to decode."""
+
+    prompt_ids: list[int]  # <bos> prompt <scene>
+    seed: int = 0
+    num_people: int | None = None  # None: the model decides
+    num_keys: int | None = None
+    boxes: np.ndarray | None = None  # (P, 4) int edges; FREE where the model decides
+    forced: dict[int, int] = field(default_factory=dict)  # place after <scene> -> id
+
+
+@dataclass
+class Choice:
+    """What may follow: ids start + low .. start + high - 1, within a block of `width` ids of one kind."""
+
+    kind: str  # people | duration | box | pose | residual | mark
+    start: int
+    width: int
+    low: int
+    high: int
+
+
+class GrammarState:
+    """Where one sample stands in the grammar.
+
+    Raises:
+        UserError: constraints that no scene fulfils.
+    """
+
+    def __init__(self, request: Request, vocabulary: SceneVocabulary, max_people: int) -> None:
+        self.request = request
+        self.vocabulary = vocabulary
+        self.max_people = max_people
+        self.ids: list[int] = []  # after <scene>
+        self.num_people: int | None = request.num_people
+        self.num_keys = 0
+        self._boxes = self._wanted_boxes()
+        if self.num_people is not None and not 1 <= self.num_people <= max_people:
+            raise UserError(f"num_people is {self.num_people}; allowed are 1 to {max_people}")
+        if request.num_keys is not None and not 1 <= request.num_keys <= vocabulary.codes.max_keys:
+            raise UserError(f"num_keys is {request.num_keys}; allowed are 1 to {vocabulary.codes.max_keys}")
+        self._plan = self._walk()
+        self.choice: Choice | None = next(self._plan)
+
+    def _wanted_boxes(self) -> np.ndarray:
+        """(max_people, 4) edges, FREE where not given."""
+        wanted = np.full((self.max_people, 4), FREE, np.int64)
+        if self.request.boxes is None:
+            return wanted
+        boxes = np.asarray(self.request.boxes, np.int64).reshape(-1, 4)
+        if self.num_people is not None and self.num_people != len(boxes):
+            raise UserError(f"num_people is {self.num_people}, but there are boxes for {len(boxes)}")
+        if not 1 <= len(boxes) <= self.max_people:
+            raise UserError(f"there are {len(boxes)} boxes; allowed are 1 to {self.max_people}")
+        self.num_people = len(boxes)
+        wanted[: len(boxes)] = boxes
+        # The tightest boxes that the given edges allow must be boxes in order.
+        if boxes.min() < FREE:
+            raise UserError(f"box edges must be 0 to {BOX_BINS - 1}, or {FREE} for a free one; got {boxes.min()}")
+        low = np.where(boxes[:, :2] == FREE, 0, boxes[:, :2])
+        low[:, 0] = np.maximum.accumulate(low[:, 0])
+        low = np.where(boxes[:, :2] == FREE, low, boxes[:, :2])
+        check_boxes(np.concatenate((low, np.where(boxes[:, 2:] == FREE, BOX_BINS - 1, boxes[:, 2:])), 1))
+        return wanted
+
+    def _walk(self) -> Iterator[Choice | None]:
+        """The grammar, as the choices it offers one after another; None at the end."""
+        vocabulary, codes = self.vocabulary, self.vocabulary.codes
+        forced = self.request.num_keys
+        low, high = (0, codes.max_keys) if forced is None else (forced - 1, forced)
+        yield Choice("duration", vocabulary.keys_start, codes.max_keys, low, high)
+        self.num_keys = self.ids[-1] - vocabulary.keys_start + 1
+        people = 0
+        while True:
+            # <person> and <motion> stand side by side: 0 is one more person, 1 goes on.
+            more = people < self.max_people if self.num_people is None else people < self.num_people
+            enough = people > 0 if self.num_people is None else people >= self.num_people
+            yield Choice("people", vocabulary.person, 2, 0 if more else 1, 2 if enough else 1)
+            if self.ids[-1] == vocabulary.motion:
+                break
+            for edge in range(4):
+                yield self._edge(people, edge)
+            people += 1
+        self.num_people = people
+        for _ in range(self.num_keys * people):
+            for depth in range(codes.num_quantizers):
+                start = vocabulary.pose_start + depth * codes.codebook_size
+                kind = "pose" if depth == 0 else "residual"
+                yield Choice(kind, start, codes.codebook_size, 0, codes.codebook_size)
+        yield Choice("mark", vocabulary.end, 1, 0, 1)
+        yield None
+
+    def _edge(self, person: int, edge: int) -> Choice:
+        """Range of an edge: x1 > x0, y1 > y0, left edges in order, and room for the edges that the user wants."""
+        start = self.vocabulary.box_start
+        wanted = int(self._boxes[person, edge])
+        if edge >= 2:
+            low, high = self.ids[-2] - start + 1, BOX_BINS
+        else:
+            opposite = self._boxes[person:, edge + 2] if edge == 0 else self._boxes[person : person + 1, edge + 2]
+            limits = [BOX_BINS - 1, *opposite[opposite != FREE].tolist()]
+            low = 0
+            if edge == 0:
+                later = self._boxes[person:, 0]
+                limits += (later[later != FREE] + 1).tolist()
+                if person:  # the left edge of the person before stands 6 ids back: <person> and this x0 lie between
+                    low = self.ids[-5] - start
+            high = min(limits)
+        if wanted != FREE:
+            low, high = wanted, wanted + 1
+        return Choice("box", start, BOX_BINS, low, high)
+
+    def advance(self, token: int) -> None:
+        """Take the next id, which must be allowed."""
+        assert self.choice is not None
+        self.ids.append(token)
+        self.choice = next(self._plan)
+
+    def only(self) -> int | None:
+        """The id that must follow: the grammar's, or the user's; None where there is a choice or the scene is done."""
+        choice = self.choice
+        if choice is None:
+            return None
+        first, stop = choice.start + choice.low, choice.start + choice.high
+        wanted = self.request.forced.get(len(self.ids))
+        if wanted is not None:
+            if not first <= wanted < stop:
+                raise UserError(
+                    f"the id {wanted}, forced at place {len(self.ids)} after <scene>, cannot stand there; "
+                    f"the grammar allows {first} to {stop - 1} ({choice.kind})"
+                )
+            return wanted
+        return first if stop - first == 1 else None
+
+
+class CachedLlama:
+    """A Llama with a key-value cache of fixed size, fed with ragged batches.
+
+    Args:
+        network: transformers' LlamaForCausalLM.
+        batch: B.
+        capacity: tokens that each sample can hold.
+    """
+
+    def __init__(self, network: Any, *, batch: int, capacity: int) -> None:
+        config, weight = network.config, network.lm_head.weight
+        self.model, self.head = network.model, weight
+        self.key_heads = config.num_key_value_heads
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, 2, batch, self.key_heads, capacity, self.head_dim)
+        self.cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.lengths = torch.zeros(batch, dtype=torch.int64, device=weight.device)
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some of the samples alone."""
+        self.cache = self.cache[:, :, rows].contiguous()
+        self.lengths = self.lengths[rows]
+
+    def extend(self, ids: Tensor, counts: Tensor) -> Tensor:
+        """Feed each sample its next ids.
+
+        Args:
+            ids: (B, n), padded at the end.
+            counts: (B,) how many of them are real, at least 1.
+
+        Returns:
+            (B, D) hidden states after the last real id of each sample.
+        """
+        batch, width = ids.shape
+        positions = self.lengths[:, None] + torch.arange(width, device=ids.device)  # (B, n)
+        # Padding is written to the cache like the rest; what comes next overwrites it before it can be seen.
+        positions = positions.clamp(max=self.cache.shape[4] - 1)
+        seen = int((self.lengths + counts).max())
+        mask = torch.arange(seen, device=ids.device) <= positions[..., None]  # (B, n, M)
+        hidden = self.model.embed_tokens(ids)
+        cos, sin = self.model.rotary_emb(hidden, positions)  # (B, n, E)
+        rows = torch.arange(batch, device=ids.device)[:, None].expand_as(positions)
+        for layer, cache in zip(self.model.layers, self.cache, strict=True):
+            hidden = hidden + self._attend(layer, cache, hidden, (cos, sin), mask, rows, positions)
+            hidden = hidden + layer.mlp(_rms_norm(layer.post_attention_layernorm, hidden))
+        self.lengths = self.lengths + counts
+        last = hidden[torch.arange(batch, device=ids.device), counts - 1]  # (B, D)
+        return _rms_norm(self.model.norm, last)
+
+    def _attend(
+        self, layer: Any, cache: Tensor, hidden: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor,
+        rows: Tensor, positions: Tensor,
+    ) -> Tensor:  # fmt: skip
+        attention, states = layer.self_attn, _rms_norm(layer.input_layernorm, hidden)
+        batch, width, seen = mask.shape
+        query, key, value = (
+            project(states).view(batch, width, -1, self.head_dim)  # (B, n, H, E)
+            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        query, key = _rotate(query, *rotation), _rotate(key, *rotation)
+        cache[0].transpose(1, 2)[rows, positions] = key
+        cache[1].transpose(1, 2)[rows, positions] = value
+        # The G query heads of one key head are G more queries: (B, n, H, E) -> (B, H / G, n * G, E).
+        group = query.shape[2] // self.key_heads
+        query = query.unflatten(2, (self.key_heads, group)).transpose(1, 2).flatten(2, 3)
+        out = F.scaled_dot_product_attention(
+            query, cache[0, :, :, :seen], cache[1, :, :, :seen],
+            attn_mask=mask.repeat_interleave(group, 1)[:, None], scale=attention.scaling,
+        )  # fmt: skip
+        out = out.unflatten(2, (width, group)).transpose(1, 2).flatten(2)  # (B, n, H * E)
+        return attention.o_proj(out)
+
+    def logits(self, hidden: Tensor, start: int, width: int) -> Tensor:
+        """Logits (B', width) float32 of the ids start .. start + width - 1."""
+        return F.linear(hidden, self.head[start : start + width]).float()
+
+
+def _rms_norm(norm: Any, hidden: Tensor) -> Tensor:
+    return F.rms_norm(hidden, (hidden.shape[-1],), norm.weight, norm.variance_epsilon)
+
+
+def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position of (B, n, H, E) by (B, n, E), in the order of transformers' Llama."""
+    first, second = states.chunk(2, -1)
+    return states * cos[:, :, None] + torch.cat((-second, first), -1) * sin[:, :, None]
+
+
+def draw(logits: Tensor, uniform: Tensor, settings: Sampling) -> Tensor:
+    """One id of each row by inversion of the distribution.
+
+    Args:
+        logits: (B, W), -inf where forbidden.
+        uniform: (B,) random numbers in [0, 1).
+
+    Returns:
+        (B,) int64 in 0..W-1.
+    """
+    if settings.temperature == 0:
+        return logits.argmax(-1)
+    ordered, ids = torch.sort(logits.double() / settings.temperature, dim=-1, descending=True, stable=True)
+    if settings.top_k:
+        ordered[:, settings.top_k :] = float("-inf")
+    probabilities = ordered.softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    probabilities = probabilities * (before < settings.top_p)
+    cumulative = probabilities.cumsum(-1)
+    # A forbidden id has probability 0 and stands at the end: it is never the first to exceed the threshold.
+    chosen = (cumulative <= uniform.double()[:, None] * cumulative[:, -1:]).sum(-1)
+    chosen = torch.minimum(chosen, (probabilities > 0).sum(-1) - 1)
+    return ids.gather(-1, chosen[:, None])[:, 0]
+
+
+@torch.inference_mode()
+def decode(
+    network: Any,
+    requests: Sequence[Request],
+    *,
+    vocabulary: SceneVocabulary,
+    max_people: int,
+    sampling: SamplingConfig | None = None,
+) -> list[list[int]]:
+    """Decode one batch of requests.
+
+    Returns:
+        The ids after <scene> of each, from the duration to <end>: always a scene of the grammar.
+
+    Raises:
+        UserError: a constraint that cannot be fulfilled, or a prompt that leaves no room for a scene in the context.
+    """
+    sampling = sampling or SamplingConfig()
+    states = [GrammarState(request, vocabulary, max_people) for request in requests]
+    longest = [_longest(state, max_people) for state in states]
+    capacity = max(len(r.prompt_ids) + length for r, length in zip(requests, longest, strict=True))
+    _check_context(requests, longest, network.config.max_position_embeddings)
+    device = network.lm_head.weight.device
+    places = scene_length(max_people, vocabulary.codes.max_keys, vocabulary.codes.num_quantizers)
+    uniforms = torch.stack(
+        [torch.rand(places, generator=torch.Generator().manual_seed(request.seed)) for request in requests]
+    ).to(device)  # (B, places): place after <scene> -> random number, also where ids before it are forced
+    llama = CachedLlama(network, batch=len(requests), capacity=capacity)
+    active = list(range(len(requests)))
+    pending = [list(request.prompt_ids) for request in requests]
+    while active:
+        for i in active:
+            while (token := states[i].only()) is not None:
+                states[i].advance(token)
+                pending[i].append(token)
+        going = [row for row, i in enumerate(active) if states[i].choice is not None]
+        if len(going) < len(active):
+            active = [active[row] for row in going]
+            if not active:
+                break
+            llama.keep(torch.tensor(going, device=device))
+        counts = [len(pending[i]) for i in active]
+        ids = [pending[i] + [0] * (max(counts) - len(pending[i])) for i in active]
+        hidden = llama.extend(torch.tensor(ids, device=device), torch.tensor(counts, device=device))
+        for i, token in zip(active, _choose(llama, hidden, [states[i] for i in active], uniforms[active], sampling),
+                            strict=True):  # fmt: skip
+            states[i].advance(token)
+            pending[i] = [token]
+    return [state.ids for state in states]
+
+
+def _choose(
+    llama: CachedLlama, hidden: Tensor, states: list[GrammarState], uniforms: Tensor, sampling: SamplingConfig
+) -> list[int]:
+    """The next id of each sample; samples at the same kind of token share one product with the head."""
+    groups: dict[tuple[str, int, int], list[int]] = {}
+    for row, state in enumerate(states):
+        assert state.choice is not None
+        groups.setdefault((state.choice.kind, state.choice.start, state.choice.width), []).append(row)
+    result = [0] * len(states)
+    for (kind, start, width), rows in groups.items():
+        logits = llama.logits(hidden if len(rows) == len(states) else hidden[rows], start, width)
+        choices = [choice for row in rows if (choice := states[row].choice) is not None]
+        if any(choice.low > 0 or choice.high < width for choice in choices):
+            low, high = logits.new_tensor([[c.low, c.high] for c in choices]).unbind(-1)
+            place = torch.arange(width, device=logits.device)
+            outside = (place < low[:, None]) | (place >= high[:, None])
+            logits = logits.masked_fill(outside, float("-inf"))
+        uniform = torch.stack([uniforms[row, len(states[row].ids)] for row in rows])
+        for row, token in zip(rows, draw(logits, uniform, getattr(sampling, kind)).tolist(), strict=True):
+            result[row] = start + token
+    return result
+
+
+def _longest(state: GrammarState, max_people: int) -> int:
+    """Most tokens after <scene> that the constraints of a sample allow."""
+    codes = state.vocabulary.codes
+    return scene_length(
+        state.num_people or max_people, state.request.num_keys or codes.max_keys, codes.num_quantizers
+    )
+
+
+def _check_context(requests: Sequence[Request], longest: list[int], context: int) -> None:
+    for request, length in zip(requests, longest, strict=True):
+        if len(request.prompt_ids) + length > context:
+            raise UserError(
+                f"the prompt has {len(request.prompt_ids) - 2} tokens; beside up to {length} tokens of the scene, at "
+                f"most {max(context - length - 2, 0)} fit the context of {context}: shorten it, or ask for fewer people "
+                "or key poses"
+            )

@@ -1,0 +1,136 @@
+"""The director: prompts in, scene plans out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from torch import nn
+
+from modules.checkpoint import load_frozen, read_export
+from modules.errors import UserError
+from modules.llm.decoding import Request, SamplingConfig, decode
+from modules.llm.tokenizer import load_tokenizer
+from modules.llm.tokens import CodeShape, SceneGrammar, ScenePlan, add_scene_tokens
+
+T = TypeVar("T")
+
+
+class Director:
+    """A trained Llama with its grammar.
+
+    Args:
+        network: transformers' LlamaForCausalLM.
+        grammar: the grammar over its tokenizer.
+        stride, fps: of the key poses (dense frames per key, dense frames per second).
+        vqvae_sha256: fingerprint of the pose tokenizer whose codes it writes.
+    """
+
+    def __init__(
+        self, *, network: nn.Module, grammar: SceneGrammar, stride: int, fps: float, vqvae_sha256: str = ""
+    ) -> None:
+        self.network = network
+        self.grammar = grammar
+        self.stride = stride
+        self.fps = fps
+        self.vqvae_sha256 = vqvae_sha256
+
+    @classmethod
+    def from_export(cls, directory: str | Path, *, device: str = "cpu") -> Director:
+        """The director of an `llm` export."""
+        config = read_export(directory, "llm").config
+        tokenizer = load_tokenizer(str(directory))
+        vocabulary = add_scene_tokens(tokenizer, CodeShape(**config["codes"]))
+        network: Any = load_frozen(directory, "llm")
+        if network.get_output_embeddings().weight.shape[0] < vocabulary.stop:
+            raise UserError(
+                f"{directory} has {network.config.vocab_size} rows for {vocabulary.stop} tokens; make the export again"
+            )
+        grammar = SceneGrammar(tokenizer=tokenizer, vocabulary=vocabulary, max_people=config["max_people"])
+        return cls(
+            network=network.to(device),
+            grammar=grammar,
+            stride=config["stride"],
+            fps=config["fps"],
+            vqvae_sha256=config["vqvae"]["sha256"],
+        )
+
+    def plan(
+        self,
+        prompts: Sequence[str],
+        *,
+        num_people: int | Sequence[int | None] | None = None,
+        num_keys: int | Sequence[int | None] | None = None,
+        boxes: Sequence[np.ndarray | None] | None = None,
+        keys: Sequence[ScenePlan | None] | None = None,
+        seeds: int | Sequence[int] = 0,
+        sampling: SamplingConfig | None = None,
+        batch_size: int = 32,
+    ) -> list[ScenePlan]:
+        """One scene for each prompt.
+
+        Args:
+            num_people, num_keys: for all prompts, or for each; None leaves it to the model.
+            boxes: for each prompt (P, 4) edges 0..255, ordered by the left edge, -1 for a free edge; or None.
+            keys: for each prompt a plan to go on from: its boxes and its key poses stand, what follows is new. The
+                new scene has `num_keys` key poses in all, or as many as a scene can have.
+            seeds: first seed (prompt i has seeds + i), or one for each. A seed gives the same scene whatever else is
+                in the batch.
+
+        Raises:
+            UserError: an empty prompt, one too long for the context, or a constraint that cannot be fulfilled.
+        """
+        count = len(prompts)
+        for number, prompt in enumerate(prompts):
+            if not prompt.strip():
+                raise UserError(f"prompt {number + 1} of {count} is empty; describe the people and what they do")
+        all_seeds = [seeds + i for i in range(count)] if isinstance(seeds, int) else list(seeds)
+        people, durations = _each(num_people, count, "num_people"), _each(num_keys, count, "num_keys")
+        wanted_boxes, wanted_keys = _each(boxes, count, "boxes"), _each(keys, count, "keys")
+        requests = []
+        for i, ids in enumerate(self.grammar.encode_prompts(prompts)):
+            request = Request(ids, all_seeds[i], people[i], durations[i], wanted_boxes[i])
+            start = wanted_keys[i]
+            if start is not None:
+                self._continue(request, start)
+            requests.append(request)
+        plans: list[ScenePlan | None] = [None] * count
+        # Scenes of like length together: a batch takes as many steps as its longest.
+        order = sorted(range(count), key=lambda i: (durations[i] or 0, people[i] or 0, len(requests[i].prompt_ids)))
+        for start in range(0, count, batch_size):
+            chosen = order[start : start + batch_size]
+            scenes = decode(
+                self.network,
+                [requests[i] for i in chosen],
+                vocabulary=self.grammar.vocabulary,
+                max_people=self.grammar.max_people,
+                sampling=sampling,
+            )
+            for i, scene in zip(chosen, scenes, strict=True):
+                plan = self.grammar.parse(requests[i].prompt_ids + scene)
+                plans[i] = ScenePlan(prompts[i], plan.boxes, plan.codes, {"seed": all_seeds[i]})
+        return [plan for plan in plans if plan is not None]
+
+    def _continue(self, request: Request, start: ScenePlan) -> None:
+        """Force the boxes and the key poses of a plan."""
+        max_keys = self.grammar.vocabulary.codes.max_keys
+        if request.num_keys is None:
+            request.num_keys = max_keys
+        if request.num_keys < start.num_keys:
+            raise UserError(f"num_keys is {request.num_keys}, but there are {start.num_keys} key poses to go on from")
+        ids = self.grammar.scene_ids(start.boxes, start.codes)
+        request.num_people, request.boxes = start.num_people, start.boxes
+        # Place 0 is the duration and the last id is <end>: both are the new scene's own.
+        request.forced.update({place: token for place, token in enumerate(ids[:-1]) if place > 0})
+
+
+def _each(value: T | Sequence[T] | None, count: int, name: str) -> list[Any]:
+    """One value for each prompt."""
+    if value is None or isinstance(value, int):
+        return [value] * count
+    values = list(value)  # type: ignore[arg-type]
+    if len(values) != count:
+        raise UserError(f"{name} has {len(values)} values for {count} prompts; give one for each")
+    return values

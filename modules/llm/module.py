@@ -1,0 +1,262 @@
+"""Training of the director: next-token prediction over packed scenes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from modules.checkpoint import fingerprint, load_frozen, read_export, save_export
+from modules.llm.config import ArchitectureConfig, LLMConfig
+from modules.llm.data import Collate, Encode, next_token_targets, place_pose_tokens
+from modules.llm.director import Director
+from modules.llm.network import (
+    hidden_states,
+    init_from_codebooks,
+    next_token_losses,
+    pretrained_network,
+    random_network,
+    use_packed_attention,
+)
+from modules.llm.scenes import scene_from_plan
+from modules.llm.tokenizer import load_tokenizer, tokenizer_from_json, train_tokenizer
+from modules.llm.tokens import TEXT, CodeShape, SceneGrammar, SceneVocabulary, add_scene_tokens
+from modules.optim import OptimConfig, build_optimizer
+from modules.pose.draw import pose_strip
+from modules.pose.scene import Clip
+
+NUM_SAMPLES = 4  # captions of the validation split whose scenes are drawn
+CANVAS = 64  # px; boxes are relative to it
+
+
+@dataclass
+class Step:
+    """Every supervised position of a batch, (N,) each."""
+
+    losses: Tensor
+    hits: Tensor  # bool: the likeliest token is the right one
+    kinds: Tensor  # int64, see modules/llm/tokens.py
+
+
+class KindScores(Metric):
+    """Mean loss and accuracy of each kind of token, over all batches and ranks."""
+
+    sums: Tensor  # (3, kinds): losses, hits, count
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+        self.add_state("sums", torch.zeros(3, len(names), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, step: Step) -> None:
+        values = torch.stack([step.losses.detach().double(), step.hits.double(), torch.ones_like(step.losses).double()])
+        self.sums += torch.zeros_like(self.sums).index_add_(1, step.kinds, values)
+
+    def compute(self) -> dict[str, Tensor]:
+        """{loss, accuracy} of what follows <scene>, and {loss_kind, accuracy_kind} of each kind that occurred."""
+        scene = self.sums[:, TEXT + 1 :].sum(1)
+        total = scene[2].clamp(min=1)
+        scores = {"loss": scene[0] / total, "accuracy": scene[1] / total}
+        for number, name in enumerate(self.names):
+            losses, hits, count = self.sums[:, number]
+            if count > 0:
+                scores |= {f"loss_{name}": losses / count, f"accuracy_{name}": hits / count}
+        return {name: value.float() for name, value in scores.items()}
+
+
+class LLMModule(L.LightningModule):
+    """Cross-entropy of the next token over the whole vocabulary (the paper's section on the director)."""
+
+    monitor = ("val/loss", "min")  # of the scene, without the text
+    columns: tuple[str, ...] = ("pose",)
+
+    def __init__(self, config: dict[str, Any] | LLMConfig, max_steps: int) -> None:
+        super().__init__()
+        self.config = config if isinstance(config, LLMConfig) else _from_plain(config)
+        self.max_steps = max_steps
+        self.save_hyperparameters({"config": dataclasses.asdict(self.config), "max_steps": max_steps})
+        self.encode = Encode(max_people=self.config.max_people, start_jitter=self.config.start_jitter)
+        self.collate = Collate(pack_length=self.config.pack_length)
+        self.network: Any = None  # built when the tokenizer is known
+        self._origin: dict[str, Any] = {}  # what the director is made for; plain data, kept in checkpoints
+        # In a list, so that the frozen network is no part of this module's weights.
+        self._pose_tokenizer: list[nn.Module] = []
+
+    def setup_data(self, clips: Callable[[], Iterable[Clip]]) -> None:
+        """Read the pose tokenizer's export, and train the text tokenizer on the captions where none is named."""
+        name = self.config.tokenizer or self.config.pretrained
+        content = None
+        if name is None:
+            content = train_tokenizer((clip.caption for clip in clips()), vocabulary_size=self.config.text_vocabulary)
+        self._bind(self._read_origin(content))
+
+    def _read_origin(self, tokenizer: str | None) -> dict[str, Any]:
+        config = read_export(self.config.vqvae, "vqvae").config
+        return {
+            "codes": dataclasses.asdict(CodeShape.from_config(config)),
+            "stride": config["stride"],
+            "fps": config["fps"],
+            "vqvae": {"path": self.config.vqvae, "sha256": fingerprint(self.config.vqvae)},
+            "tokenizer": tokenizer,
+        }
+
+    def _bind(self, origin: dict[str, Any]) -> None:
+        """Make the grammar, and tell the data functions of it."""
+        self._origin = origin
+        if origin["tokenizer"] is not None:
+            self.tokenizer = tokenizer_from_json(origin["tokenizer"])
+        else:
+            self.tokenizer = load_tokenizer(self.config.tokenizer or self.config.pretrained or "")
+        vocabulary = add_scene_tokens(self.tokenizer, CodeShape(**origin["codes"]))
+        self.grammar = SceneGrammar(
+            tokenizer=self.tokenizer, vocabulary=vocabulary, max_people=self.config.max_people
+        )
+        self.kinds = torch.from_numpy(vocabulary.kind_table)
+        self.val_scores = KindScores(vocabulary.kind_names)
+        self.encode.bind(stride=origin["stride"], max_keys=vocabulary.codes.max_keys)
+
+    def setup(self, stage: str) -> None:
+        if not self._origin and (self.config.tokenizer or self.config.pretrained):
+            self._bind(self._read_origin(None))
+        if self._origin and self.network is None:
+            self._adopt(self._build())
+
+    def configure_model(self) -> None:
+        """On the meta device, where only sizes are asked for, a network without a tokenizer."""
+        if self.network is None and torch.get_default_device().type == "meta":
+            codes = CodeShape.from_config(read_export(self.config.vqvae, "vqvae").config)
+            vocabulary = SceneVocabulary(self.config.text_vocabulary, codes)
+            self.network = random_network(architecture=self.config.architecture, vocabulary=vocabulary, bos=None)
+
+    def _build(self) -> Any:
+        """The network at the start of a run."""
+        vocabulary = self.grammar.vocabulary
+        if self.config.pretrained is not None:
+            network = pretrained_network(self.config.pretrained, vocabulary)
+        else:
+            network = random_network(
+                architecture=self.config.architecture, vocabulary=vocabulary, bos=self.tokenizer.bos_token_id
+            )
+        if self.config.embedding_init == "codebook":
+            codebooks = load_frozen(self.config.vqvae, "vqvae").quantizer.codebooks
+            init_from_codebooks(network, vocabulary, codebooks)
+        return network
+
+    def _adopt(self, network: Any) -> None:
+        if self.config.gradient_checkpointing:
+            network.gradient_checkpointing_enable({"use_reentrant": False})
+        self.network = network.train()
+        self.collate.bind(grammar=self.grammar, context=network.config.max_position_embeddings)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["origin"] = copy.deepcopy(self._origin)
+        checkpoint["architecture"] = self.network.config.to_diff_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not self._origin:
+            self._bind(checkpoint["origin"])
+        if self.network is None:
+            config = LlamaConfig.from_dict(checkpoint["architecture"])
+            self._adopt(use_packed_attention(LlamaForCausalLM(config)))
+
+    def on_fit_start(self) -> None:
+        self._pose_tokenizer = [load_frozen(self.config.vqvae, "vqvae").to(self.device)]
+
+    def model_step(self, batch: dict[str, Any]) -> Step:
+        """Tokenise the poses, and predict every next token."""
+        with torch.no_grad():
+            codes = self._pose_tokenizer[0].encode(batch["poses"], batch["visibility"], batch["key_mask"])
+        input_ids = place_pose_tokens(batch, codes, self.grammar)
+        places, targets = next_token_targets(input_ids, batch["sample_ids"], self.grammar, self.config.loss_on)
+        states = hidden_states(self.network, input_ids, batch["position_ids"], batch["sample_ids"])
+        losses, hits = next_token_losses(
+            self.network.lm_head, states.flatten(0, 1)[places], targets, self.config.head_chunk
+        )
+        return Step(losses, hits, self.kinds.to(targets.device)[targets])
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        step = self.model_step(batch)
+        loss = step.losses.mean()
+        scores = KindScores(self.val_scores.names).to(loss.device)
+        scores.update(step)
+        self.log("train/loss", loss, batch_size=len(step.losses))
+        self.log_dict({f"train/{name}": value for name, value in scores.compute().items() if name != "loss"})
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.val_scores.update(self.model_step(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val/{name}": value for name, value in self.val_scores.compute().items()})
+        self.val_scores.reset()
+
+    def configure_optimizers(self) -> Any:
+        return build_optimizer(self.network.named_parameters(), self.config.optim, self.max_steps)
+
+    def director(self) -> Director:
+        """This network as it is now, to plan scenes with."""
+        return Director(
+            network=self.network,
+            grammar=self.grammar,
+            stride=self._origin["stride"],
+            fps=self._origin["fps"],
+            vqvae_sha256=self._origin["vqvae"]["sha256"],
+        )
+
+    @torch.no_grad()
+    def sample_images(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Scenes written for the first captions of a batch, each above the true one (through the pose tokenizer)."""
+        director, vqvae = self.director(), self._pose_tokenizer[0]
+        captions = batch["captions"][:NUM_SAMPLES]
+        codes = vqvae.encode(batch["poses"], batch["visibility"], batch["key_mask"])
+        ids = place_pose_tokens(batch, codes, self.grammar)
+        images = {}
+        for number, plan in enumerate(director.plan(captions)):
+            truth = self.grammar.parse(ids[batch["sample_ids"] == number].tolist())
+            strips = [
+                pose_strip(
+                    scene_from_plan(p, vqvae, width=CANVAS, height=CANVAS, fps=director.fps, stride=director.stride)
+                )
+                for p in (plan, truth)
+            ]
+            images[f"scene{number}"] = _stack(strips)
+        return images
+
+    def export(self, directory: Path, info: dict[str, Any]) -> None:
+        """A plain Hugging Face Llama with its tokenizer, and what the director needs to know beside them."""
+
+        def write(folder: Path) -> None:
+            self.network.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+
+        config = {
+            "codes": self._origin["codes"],
+            "stride": self._origin["stride"],
+            "fps": self._origin["fps"],
+            "vqvae": self._origin["vqvae"],
+            "max_people": self.config.max_people,
+        }
+        save_export(directory, stage="llm", config=config, state=None, info=info, extra=write)
+
+
+def _stack(images: list[np.ndarray]) -> np.ndarray:
+    """Pictures below each other, padded to the widest."""
+    width = max(image.shape[1] for image in images)
+    return np.concatenate([np.pad(image, [(0, 0), (0, width - image.shape[1]), (0, 0)]) for image in images])
+
+
+def _from_plain(values: dict[str, Any]) -> LLMConfig:
+    values = copy.deepcopy(values)
+    architecture = ArchitectureConfig(**values.pop("architecture", {}))
+    optim = OptimConfig(**values.pop("optim", {}))
+    return LLMConfig(architecture=architecture, optim=optim, **values)

@@ -1,0 +1,131 @@
+"""The Llama of the director: random weights in given numbers, or a Hugging Face checkpoint, with rows for scene tokens.
+
+It is transformers' own LlamaForCausalLM, so that an export is a plain Hugging Face model. Letters: B rows, L tokens,
+N supervised positions, D width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from modules.checkpoint import read_export
+from modules.errors import UserError
+from modules.llm.attention import PACKED, make_packing
+from modules.llm.config import ArchitectureConfig
+from modules.llm.tokens import SceneVocabulary
+
+
+def random_network(*, architecture: ArchitectureConfig, vocabulary: SceneVocabulary, bos: int | None) -> nn.Module:
+    """A Llama of the given numbers with random weights; under `torch.device("meta")` it takes no memory."""
+    numbers = dict(vars(architecture))
+    config = LlamaConfig(
+        vocab_size=vocabulary.stop,
+        rope_parameters={"rope_type": "default", "rope_theta": numbers.pop("rope_theta")},
+        bos_token_id=bos,
+        eos_token_id=vocabulary.end,
+        pad_token_id=None,
+        **numbers,
+    )
+    return use_packed_attention(LlamaForCausalLM(config))
+
+
+def pretrained_network(name: str, vocabulary: SceneVocabulary, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A Hugging Face Llama checkpoint with rows for the scene tokens, which start at the mean of the text rows.
+
+    Raises:
+        UserError: nothing to load under that name, or a model that is not a Llama.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"no model can be loaded from '{name}' ({reason}); give the folder of a Hugging Face Llama checkpoint, "
+            "or a hub name on a machine that reaches the hub"
+        ) from None
+    if config.model_type != "llama":
+        raise UserError(
+            f"'{name}' is a '{config.model_type}' model; the director needs a Llama (model_type 'llama'), "
+            "for example Llama 3 8B or SmolLM2"
+        )
+    network = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    network.resize_token_embeddings(vocabulary.stop, mean_resizing=True)
+    # A checkpoint may hold more rows than its tokenizer has tokens; those that became scene tokens start anew.
+    with torch.no_grad():
+        for table in {network.get_input_embeddings().weight, network.get_output_embeddings().weight}:
+            if config.vocab_size > vocabulary.first:
+                table[vocabulary.first : config.vocab_size] = table[: vocabulary.first].mean(0)
+    network.config.eos_token_id = vocabulary.end
+    return use_packed_attention(network)
+
+
+def use_packed_attention(network: Any) -> Any:
+    """Switch a Llama to the attention that `hidden_states` drives."""
+    network.set_attn_implementation(PACKED)
+    network.config.use_cache = False
+    return network
+
+
+@torch.no_grad()
+def init_from_codebooks(network: Any, vocabulary: SceneVocabulary, codebooks: Tensor, seed: int = 0) -> None:
+    """Give the rows of the pose tokens the geometry of the codebooks (Q, V, C): near codes get near rows.
+
+    A random projection C -> D, scaled so that the rows have the standard deviation of the others.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    quantizers, size, channels = codebooks.shape
+    for table in {network.get_input_embeddings().weight, network.get_output_embeddings().weight}:
+        std = table[: vocabulary.pose_start].std()
+        projection = torch.randn(quantizers, channels, table.shape[1], generator=generator)
+        centred = codebooks.cpu() - codebooks.cpu().mean(1, keepdim=True)
+        rows = torch.bmm(centred, projection)  # (Q, V, D)
+        rows = rows / rows.std((1, 2), keepdim=True).clamp(min=1e-6)
+        block = slice(vocabulary.pose_start, vocabulary.pose_start + quantizers * size)
+        table[block] += std * rows.flatten(0, 1).to(table)
+
+
+def hidden_states(network: Any, input_ids: Tensor, position_ids: Tensor, sample_ids: Tensor) -> Tensor:
+    """Last hidden states (B, L, D) of packed rows (B, L); tokens of one sample see only that sample."""
+    return network.model(
+        input_ids=input_ids, position_ids=position_ids, packing=make_packing(sample_ids, position_ids)
+    ).last_hidden_state
+
+
+def next_token_losses(head: nn.Module, states: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """Cross-entropy over the whole vocabulary, and whether the likeliest token is the right one.
+
+    The logits are the largest tensor of a training step by far: they exist for `chunk` positions at a time.
+
+    Args:
+        states: (N, D) hidden states at supervised positions.
+        targets: (N,) ids.
+
+    Returns:
+        losses (N,) and hits (N,) bool.
+    """
+
+    def part(hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        logits = head(hidden).float()
+        return F.cross_entropy(logits, target, reduction="none"), logits.detach().argmax(-1) == target
+
+    if len(states) <= chunk:
+        return part(states, targets)
+    parts = [
+        checkpoint(part, hidden, target, use_reentrant=False)
+        for hidden, target in zip(states.split(chunk), targets.split(chunk), strict=True)
+    ]
+    return torch.cat([losses for losses, _ in parts]), torch.cat([hits for _, hits in parts])
+
+
+def from_export(directory: str | Path) -> nn.Module:
+    """The Llama of an `llm` export."""
+    directory = Path(directory)
+    read_export(directory, "llm")
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
