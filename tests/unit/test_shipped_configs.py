@@ -1,0 +1,56 @@
+"""Every config file in the repository: it loads, its first line runs it, and its network can be built."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs.loader import load_config
+from configs.run import to_yaml
+from configs.schema import STAGES
+from configs.show import build_on_meta, count_parameters
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
+TRAINING = [path for path in FILES if path.parts[1] in STAGES]
+OVERLAYS = [path for path in FILES if path.parts[1] == "cluster"]
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def test_every_stage_has_its_sizes() -> None:
+    assert {path.parts[1] for path in TRAINING} == set(STAGES)
+    for stage in STAGES:
+        sizes = {path.stem for path in TRAINING if path.parts[1] == stage}
+        assert {"demo", "smoke", "paper"} <= sizes, stage
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_the_first_line_is_the_command(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    assert re.match(r"# (python \w+\.py |make |Values that all stages share)", first), first
+    named = re.findall(r"configs/\S+\.yaml", first)
+    assert all(Path(name).is_file() for name in named)
+    if path in TRAINING:
+        assert named[0] == str(path)
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=str)
+def test_it_loads_and_builds(path: Path) -> None:
+    cfg = load_config([str(path)])
+    assert cfg.stage == path.parts[1]
+    assert cfg.name == path.stem
+    assert yaml.safe_load(to_yaml(cfg))["stage"] == cfg.stage
+    assert count_parameters(build_on_meta(cfg))[0] > 0
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=str)
+def test_overlays_fit_every_stage(path: Path) -> None:
+    for stage in STAGES:
+        load_config([f"configs/{stage}/paper.yaml", str(path)])
