@@ -67,7 +67,7 @@ test: $(READY) ## unit tests
 
 lint: $(READY) ## ruff and the type checker
 	@$(PY) -m ruff check .
-	@$(PY) -m basedpyright
+	@$(PY) -m basedpyright --pythonpath "$$(command -v $(PY))"
 
 sample-data: $(READY) ## make the sample data set in DATA
 	@$(PY) prepare.py synthetic out=$(DATA) $(ARGS)

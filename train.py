@@ -152,7 +152,8 @@ def export(module: L.LightningModule, run: RunFolder, metrics: dict[str, Any]) -
         if name == EMA.__name__:
             load(module, state["average"])
     info = {"step": metrics["best_step"], "metrics": metrics["val"], "data": run.cfg.data.path, "code": code_version()}
-    module.cpu().eval().export(run.export, info)
+    module.cpu().eval()
+    module.export(run.export, info)  # type: ignore[operator]  # every stage's module has one
 
 
 def code_version() -> str:

@@ -234,7 +234,8 @@ def _build(node: Any, key: str, origins: dict[str, str], problems: list[str]) ->
 
 def _build_child(node: Any, name: Any, key: str, origins: dict[str, str], problems: list[str]) -> Any:
     raw = node._get_node(name)
-    if raw is not None and raw._is_missing():
+    assert raw is not None
+    if raw._is_missing():
         problems.append(f"{_origin(key, origins)}: {key} is missing; give it in a file or as {key}=...")
         return None
     try:

@@ -51,9 +51,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
     from lightning.pytorch.utilities.deepspeed import ds_checkpoint_dir
 
-    state = get_fp32_state_dict_from_zero_checkpoint(str(path))
-    names = {name: name.removeprefix("_forward_module.").removeprefix("module.") for name in state}
+    state = get_fp32_state_dict_from_zero_checkpoint(str(path)) or {}
     client = next(Path(ds_checkpoint_dir(path)).glob("*_model_states.pt"))
     content = torch.load(client, map_location="cpu", weights_only=False, mmap=True)
     kept = {key: value for key, value in content.items() if key not in ("module", "optimizer")}
-    return {**kept, "state_dict": {names[name]: value for name, value in state.items()}}
+    return {**kept, "state_dict": {name.removeprefix("_forward_module."): value for name, value in state.items()}}

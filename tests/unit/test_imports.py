@@ -18,8 +18,12 @@ SHARED_STAGES = {"base": {"controlnet"}}
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Dotted names of what a file imports, inside functions as well."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Dotted names of what a file imports when it runs, inside functions as well; not those for type checkers alone."""
+    tree = ast.parse(path.read_text())
+    for block in ast.walk(tree):
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING":
+            block.body = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
