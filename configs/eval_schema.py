@@ -1,0 +1,35 @@
+"""What `eval.py` is told besides the configuration of a stage or of the chain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from configs.loader import load_typed
+from modules.errors import UserError
+
+
+@dataclass
+class EvalOptions:
+    """How an export is scored."""
+
+    split: str = "test"
+    export: str = ""  # folder; empty: runs/<stage>/<name>/export
+    evaluator: str = ""  # export of the evaluator that judges plans; empty: runs/evaluator/<name>/export
+    chain: str = "configs/chain/demo.yaml"  # sampling settings of the director, the interpolator and the renderer
+    clips: int | None = None  # of the split; None: all
+    videos: int = 64  # clips or scenes that are rendered
+    out: str = ""  # folder of the report; empty: eval/ beside the export
+    reuse: bool = False  # keep a report of the same export, data and settings
+
+    def __post_init__(self) -> None:
+        if self.clips is not None and self.clips < 1:
+            raise UserError(f"clips is {self.clips}; it must be at least 1, or left out for all")
+        if self.videos < 1:
+            raise UserError(f"videos is {self.videos}; it must be at least 1")
+
+
+def split_options(items: list[str]) -> tuple[EvalOptions, list[str]]:
+    """The options among `key=value` items, and the items that are for the configuration."""
+    names = {field.name for field in fields(EvalOptions)}
+    own = [item for item in items if item.partition("=")[0] in names]
+    return load_typed(EvalOptions, [], own), [item for item in items if item not in own]

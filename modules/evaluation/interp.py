@@ -1,0 +1,190 @@
+"""How near interpolated motion comes to the real one, beside splines through the same key poses.
+
+As in the contracts: the 13 body joints, where seen; frames between the keys, none after the last key. Means are over people.
+Letters: N people, T frames, K keys, J joints (18).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from modules.interp.config import SamplingConfig
+from modules.interp.network import InterpNetwork
+from modules.interp.sampler import sample
+from modules.interp.splines import clip_spline
+from modules.pose.boxes import normalise
+from modules.pose.scene import Clip
+from modules.pose.skeleton import BODY_JOINTS
+from modules.reports import Column, Table
+
+_BATCH = 64
+_BODY = list(BODY_JOINTS)
+STRIDES = (10, 30)
+
+
+@dataclass
+class Motion:
+    """Dense poses of one person and the keys taken from them, in box coordinates."""
+
+    poses: np.ndarray  # (T, J, 2)
+    seen: np.ndarray  # (T, J) bool
+    at: np.ndarray  # (K,) frames of the keys
+    half: float  # px per unit
+    caption: str
+
+    @property
+    def scored(self) -> np.ndarray:
+        """(T,) bool: frames between keys."""
+        frames = np.arange(len(self.poses))
+        return (frames < self.at[-1]) & ~np.isin(frames, self.at)
+
+
+@dataclass
+class Errors:
+    """Figures of one method, each (N,): means over the scored frames and visible body joints of a person."""
+
+    position: np.ndarray  # distance, box units
+    pixels: np.ndarray  # distance, px
+    acceleration_error: np.ndarray  # of second differences, box units per frame^2
+    acceleration: np.ndarray  # length of the second differences themselves
+    visibility: np.ndarray  # share of all joints whose visibility is right
+
+
+def gather(clips: Sequence[Clip], stride: int) -> list[Motion]:
+    """Everybody with at least two key poses."""
+    motions = []
+    for clip in clips:
+        at = np.arange(0, clip.scene.num_frames, stride)
+        if len(at) < 2:
+            continue
+        for person in clip.scene.persons:
+            poses = normalise(person.joints, person.box, person.visibility).astype(np.float32)
+            half = float(max(person.box[2] - person.box[0], person.box[3] - person.box[1])) / 2
+            motions.append(Motion(poses, person.visibility, at, half, clip.caption))
+    return motions
+
+
+def spline(motions: Sequence[Motion], kind: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Dense poses and visibility by a spline ("linear", "pchip"); visibility is that of the nearest key."""
+    result = []
+    for motion in motions:
+        frames = np.arange(len(motion.poses))
+        nearest = np.abs(frames[:, None] - motion.at).argmin(1)
+        poses = clip_spline(motion.poses[motion.at], motion.seen[motion.at], motion.at, frames, kind)
+        result.append((poses, motion.seen[motion.at][nearest]))
+    return result
+
+
+def interpolate(
+    network: InterpNetwork,
+    motions: Sequence[Motion],
+    sampling: SamplingConfig,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Dense poses and visibility by the network; `progress` is called with the number of people done."""
+    device = next(network.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    result = []
+    for start in range(0, len(motions), _BATCH):
+        part = motions[start : start + _BATCH]
+        longest, frames = max(len(m.at) for m in part), max(len(m.poses) for m in part)
+        keys = torch.zeros(len(part), longest, *part[0].poses.shape[1:])
+        visibility = torch.zeros(keys.shape[:-1], dtype=torch.bool)
+        mask, times = torch.zeros(len(part), longest, dtype=torch.bool), torch.zeros(len(part), longest)
+        for i, motion in enumerate(part):
+            count = len(motion.at)
+            keys[i, :count] = torch.from_numpy(motion.poses[motion.at])
+            visibility[i, :count] = torch.from_numpy(motion.seen[motion.at])
+            mask[i, :count] = True
+            times[i, :count] = torch.from_numpy(motion.at / network.fps)
+        found = sample(
+            network, *(t.to(device) for t in (keys, visibility, mask, times)), frames, [m.caption for m in part],
+            sampling=sampling, generator=generator,
+        )  # fmt: skip
+        joints, seen = found.joints.cpu().numpy(), found.visibility.cpu().numpy()
+        result += [(joints[i, : len(m.poses)], seen[i, : len(m.poses)]) for i, m in enumerate(part)]
+        if progress is not None:
+            progress(len(part))
+    return result
+
+
+def measure(motions: Sequence[Motion], found: Sequence[tuple[np.ndarray, np.ndarray]]) -> Errors:
+    """Errors of dense poses against the real ones."""
+    rows = []
+    for motion, (poses, visible) in zip(motions, found, strict=True):
+        weight = (motion.seen & motion.scored[:, None])[:, _BODY]
+        offset = (poses - motion.poses)[:, _BODY]
+        distance = _mean(np.linalg.norm(offset, axis=-1), weight)
+        # A second difference needs three frames that are seen.
+        seen = motion.seen[:, _BODY] & (np.arange(len(poses)) <= motion.at[-1])[:, None]
+        triple = seen[:-2] & seen[1:-1] & seen[2:]
+        error, own = (_mean(np.linalg.norm(np.diff(x, 2, axis=0), axis=-1), triple) for x in (offset, poses[:, _BODY]))
+        right = float((visible == motion.seen)[motion.scored].mean())
+        rows.append((distance, distance * motion.half, error, own, right))
+    return Errors(*np.array(rows, np.float64).T)
+
+
+def _mean(values: np.ndarray, weight: np.ndarray) -> float:
+    return float((values * weight).sum() / max(weight.sum(), 1))
+
+
+def evaluate(
+    network: InterpNetwork,
+    clips: Sequence[Clip],
+    *,
+    sampling: SamplingConfig,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[Table]:
+    """One table for each stride (dense frames per key): real, linear, PCHIP, ours.
+
+    Args:
+        progress: called with the number of people that the network has done.
+    """
+    return [_table(network, gather(clips, stride), stride, sampling, seed, progress) for stride in STRIDES]
+
+
+def _table(
+    network: InterpNetwork,
+    motions: Sequence[Motion],
+    stride: int,
+    sampling: SamplingConfig,
+    seed: int,
+    progress: Callable[[int], None] | None,
+) -> Table:
+    columns = [
+        Column("MPJPE", "fine", "down"),
+        Column("MPJPE px", "px", "down"),
+        Column("acceleration error", "fine", "down"),
+        Column("acceleration", "fine"),
+        Column("visibility", "share", "up"),
+    ]
+    table = Table(f"stride {stride}", columns)
+    if not motions:
+        table.notes.append(f"No clip is longer than {stride} frames.")
+        return table
+    methods = {
+        "real": [(motion.poses, motion.seen) for motion in motions],
+        "linear": spline(motions, "linear"),
+        "PCHIP": spline(motions, "pchip"),
+        "ours": interpolate(network, motions, sampling, seed, progress),
+    }
+    for name, found in methods.items():
+        errors = measure(motions, found)
+        table.add(
+            name,
+            MPJPE=float(errors.position.mean()),
+            MPJPE_px=float(errors.pixels.mean()),
+            acceleration_error=float(errors.acceleration_error.mean()),
+            acceleration=float(errors.acceleration.mean()),
+            visibility=float(errors.visibility.mean()),
+        )
+    table.notes.append(
+        f"{len(motions)} people; body joints, frames between keys. Units: half of the box's longer side = 1; per frame^2."
+    )
+    return table
