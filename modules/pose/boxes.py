@@ -33,12 +33,13 @@ def extent(joints: Any, visibility: Any) -> Any:
         ValueError: where no joint is visible in any frame, there is no box.
     """
     xp = _namespace(joints)
-    seen = visibility[..., None]
-    low = xp.amin(xp.where(seen, joints, float("inf")), (-3, -2))
-    high = xp.amax(xp.where(seen, joints, float("-inf")), (-3, -2))
-    if not bool((low <= high).all()):
+    # One coordinate at a time: reductions over contiguous axes are several times faster in numpy.
+    axes = (joints[..., 0], joints[..., 1])
+    low = [xp.amin(xp.where(visibility, axis, float("inf")), (-2, -1)) for axis in axes]
+    high = [xp.amax(xp.where(visibility, axis, float("-inf")), (-2, -1)) for axis in axes]
+    if not bool((low[0] <= high[0]).all()):
         raise ValueError("extent: a person without any visible joint has no box; drop that person first")
-    return xp.concatenate((low, high), -1)
+    return xp.stack((*low, *high), -1)
 
 
 def box_to_tokens(box: Any, width: float, height: float) -> Any:
