@@ -153,18 +153,13 @@ class TrainStream(_Stream):
             for shard in shards:
                 yield from self.reader(shard["url"])
 
-        shard_seed = f"{config.seed}/{pass_}"
+        seed = zlib.crc32(f"{config.seed}/{pass_}".encode())
+        size = config.shuffle_buffer
         pipeline = DataPipeline(
-            SimpleShardList(
-                config.shards, seed=shard_seed
-            ),  # shuffles the shards, the same for every part
+            SimpleShardList(config.shards, seed=seed),  # shard shuffle, the same for every part
             split,  # by node and by worker
             read,
-            shuffle(
-                config.shuffle_buffer,
-                initial=config.shuffle_buffer,
-                rng=random.Random(f"{shard_seed}/{part}"),
-            ),
+            shuffle(size, initial=size, rng=random.Random(f"{seed}/{part}")),
         )
         return iter(pipeline)
 
