@@ -23,14 +23,14 @@ from modules.pose.scene import Person, Scene
 from modules.text import check_prompt
 
 if TYPE_CHECKING:
-    from modules.base.network import BaseNetwork
+    from modules.controlnet.network import PoseRenderer
     from modules.evaluator.network import Evaluator
     from modules.llm.director import Director
 
 # What each step of the chain reads.
 PLAN_STAGES = ("vqvae", "llm")
 DENSE_STAGES = ("interp",)
-RENDER_STAGES = ("base", "controlnet")
+RENDER_STAGES = ("controlnet",)
 
 
 @dataclass
@@ -40,7 +40,6 @@ class Exports:
     vqvae: str = "runs/vqvae/demo/export"
     llm: str = "runs/llm/demo/export"
     interp: str = "runs/interp/demo/export"
-    base: str = "assets/demo_base"
     controlnet: str = "runs/controlnet/demo/export"
     evaluator: str = "runs/evaluator/demo/export"
 
@@ -51,7 +50,9 @@ class Exports:
             UserError: one is missing, or is of another stage.
         """
         for stage in stages:
-            read_export(getattr(self, stage), stage)
+            found = read_export(getattr(self, stage), stage)
+            if stage == "controlnet":
+                read_export(found.config["base"], "base")
 
 
 @dataclass
@@ -151,12 +152,9 @@ class Pipeline:
         return load_frozen(self.config.exports.interp, "interp").to(self.device)
 
     @cached_property
-    def base(self) -> BaseNetwork:
-        return load_frozen(self.config.exports.base, "base").to(self.device)  # type: ignore[return-value]
-
-    @cached_property
-    def controlnet(self) -> Any:
-        return load_frozen(self.config.exports.controlnet, "controlnet").to(self.device)
+    def renderer(self) -> PoseRenderer:
+        """The ControlNet with the base that it was trained on."""
+        return load_frozen(self.config.exports.controlnet, "controlnet").to(self.device)  # type: ignore[return-value]
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -244,37 +242,18 @@ class Pipeline:
         return dataclasses.replace(keys, times=np.arange(num_frames) / keys.fps, persons=persons)
 
     def render(
-        self, scenes: Sequence[Scene], seeds: Sequence[int], *, progress: Callable[[str], None] | None = None
+        self, scenes: Sequence[Scene], seeds: Sequence[int], *, progress: Callable[[int], None] | None = None
     ) -> list[np.ndarray]:
         """Videos of dense scenes, one after another: (F, H, W, 3) uint8 at `video_fps(scene)`, F = ceil(T / frame_stride).
 
         Args:
-            progress: called with a line before each video.
+            progress: called with 1 after each video.
         """
-        from modules.controlnet.data import draw_hint, hint_tensor
-        from modules.controlnet.sampler import Control, Guidance, sample
-
-        settings = self.config.render
-        network = self.base.config
         videos = []
-        for number, (scene, seed) in enumerate(zip(scenes, seeds, strict=True), 1):
+        for scene, seed in zip(scenes, seeds, strict=True):
+            videos.append(self.renderer.render([scene], [scene.prompt], [seed], **dataclasses.asdict(self.config.render))[0])
             if progress is not None:
-                progress(f"video {number} of {len(scenes)}")
-            indices = np.arange(0, scene.num_frames, settings.frame_stride)
-            hint = hint_tensor(draw_hint(scene, indices, (network.height, network.width))[None])  # (1, F, 3, H, W)
-            control = Control(self.controlnet, hint.to(self.device), settings.control_scale)
-            video = sample(
-                self.base,
-                [scene.prompt],
-                [seed],
-                num_frames=len(indices),
-                fps=self.video_fps(scene),
-                steps=settings.steps,
-                guidance=Guidance(settings.guidance_scale, settings.guidance_rescale),
-                control=control,
-                eta=settings.eta,
-            )
-            videos.append(video[0])
+                progress(1)
         return videos
 
     def video_fps(self, scene: Scene) -> float:

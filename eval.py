@@ -1,0 +1,207 @@
+"""Score an export, or the whole chain, on a split: python eval.py CONFIG.yaml [OVERLAY.yaml ...] [key=value ...]
+
+  python eval.py configs/vqvae/demo.yaml                        runs/vqvae/demo/export on the test split
+  python eval.py configs/interp/demo.yaml export=runs/interp/first/export split=val data.path=data/mine
+  python eval.py configs/chain/demo.yaml name=first             the chain of runs/<stage>/first/export
+
+  split=test       which shards of data.path
+  export=          the export; empty: runs/<stage>/<name>/export
+  evaluator=       export that judges plans; empty: runs/evaluator/<name>/export
+  chain=           config with the sampling settings of director, interpolator and renderer (configs/chain/demo.yaml)
+  clips= videos=64 how many clips of the split (all), how many of them are rendered
+  out=             folder of the report; empty: eval/ beside the export
+  reuse=false      keep a report of the same export, data and settings
+
+Writes <split>.json and <split>.md, and prints the tables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from configs.chain_schema import ChainConfig
+from configs.cli import run_script, split_arguments
+from configs.eval_schema import EvalOptions, split_options
+from configs.loader import load_config, load_typed
+from configs.run import data_fingerprint
+from configs.schema import DataConfig
+from datamodules.webdataset import iter_clips
+from modules.checkpoint import fingerprint, load_frozen, read_export
+from modules.errors import UserError
+from modules.pipeline import DENSE_STAGES, PLAN_STAGES, RENDER_STAGES, Pipeline
+from modules.pose.scene import Clip
+from modules.progress import Progress
+from modules.reports import Report, Table, read_report, write_report
+
+CHAIN_STAGES = (*PLAN_STAGES, *DENSE_STAGES, *RENDER_STAGES, "evaluator")
+
+
+@dataclass
+class Job:
+    """All that an evaluation needs."""
+
+    stage: str
+    data: DataConfig
+    options: EvalOptions
+    seed: int
+    exports: dict[str, str]  # stage -> folder, of all that the evaluation reads
+    chain: ChainConfig  # sampling settings, and the exports by which a pipeline is built
+
+    def clips(self, split: str, *columns: str, limit: int | None = None) -> list[Clip]:
+        found = iter_clips(self.data.path, split, ("pose", *columns), self.data.num_frames, limit, self.data.min_confidence)
+        return list(found)
+
+    def held_out(self, *columns: str) -> list[Clip]:
+        return self.clips(self.options.split, *columns, limit=self.options.clips)
+
+    def pipeline(self) -> Pipeline:
+        return Pipeline.from_exports(self.chain.pipeline, stages=list(self.exports))
+
+
+def make_job(paths: list[str], items: list[str]) -> Job:
+    """What the command line asks for."""
+    options, rest = split_options(items)
+    if not paths:
+        raise UserError("no config file is named; for example: python eval.py configs/chain/demo.yaml split=test")
+    if Path(paths[0]).parent.name == "chain":
+        chain = load_typed(ChainConfig, paths, rest)
+        if options.export:
+            raise UserError("export= names one stage's export; for the chain give pipeline.exports.<stage>=...")
+        stage, data, seed, name, run_dir = "chain", chain.data, chain.seed, chain.name, chain.run_dir
+    else:
+        cfg = load_config(paths, rest)
+        chain = load_typed(ChainConfig, [options.chain], [f"name={cfg.name}"])
+        stage, data, seed, name, run_dir = cfg.stage, cfg.data, cfg.seed, cfg.name, cfg.run_dir
+    known = chain.pipeline.exports
+    known.evaluator = options.evaluator or known.evaluator
+    if stage != "chain":
+        export = options.export or f"{run_dir}/{stage}/{name}/export"
+        if hasattr(known, stage):
+            setattr(known, stage, export)
+        if stage == "llm":
+            known.vqvae = read_export(export, "llm").config["vqvae"]["path"]
+        exports = {stage: export}
+    else:
+        exports = {}
+    also = {"chain": CHAIN_STAGES, "llm": ("vqvae", "evaluator")}.get(stage, ())
+    exports |= {other: getattr(known, other) for other in also}
+    home = Path(exports[stage]).parent if stage != "chain" else Path(run_dir) / "chain" / name
+    options.out = options.out or str(home / "eval")
+    return Job(stage, data, options, seed, exports, chain)
+
+
+def evaluate(job: Job) -> Report:
+    """Score, write the report and give it back; with `reuse`, a report of the same inputs is kept."""
+    for stage, path in job.exports.items():
+        read_export(path, stage)
+    inputs = describe(job)
+    path = Path(job.options.out) / f"{job.options.split}.json"
+    if job.options.reuse and path.is_file() and (report := read_report(path)).inputs == inputs:
+        return report
+    started = time.perf_counter()
+    clips, tables = SCORERS[job.stage](job)
+    report = Report(job.stage, job.options.split, inputs, clips, tables, time.perf_counter() - started)
+    write_report(job.options.out, report)
+    return report
+
+
+def describe(job: Job) -> dict[str, str]:
+    """What is scored: a report with the same description would have the same figures."""
+    data = data_fingerprint(replace(job.data, val_split=job.options.split))
+    settings = {"chain": asdict(job.chain.pipeline), "data": asdict(job.data), "seed": job.seed}
+    settings |= {"clips": job.options.clips, "videos": job.options.videos}
+    return {
+        **{stage: f"{path} sha256:{fingerprint(path)[:16]}" for stage, path in job.exports.items()},
+        "data": f"{job.data.path} sha256:{_digest(data)}",
+        "settings": f"sha256:{_digest(settings)}",
+    }
+
+
+def _digest(values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def score_vqvae(job: Job) -> tuple[int, list[Table]]:
+    from modules.evaluation.vqvae import evaluate
+
+    path = job.exports["vqvae"]
+    config, network = read_export(path, "vqvae").config, load_frozen(path, "vqvae")
+    train, clips = job.clips(job.data.train_split), job.held_out()
+    tables = evaluate(network, train, clips, stride=config["stride"], num_keys=config["num_keys"])  # type: ignore[arg-type]
+    return len(clips), tables
+
+
+def score_llm(job: Job) -> tuple[int, list[Table]]:
+    from modules.evaluation.llm import evaluate
+
+    train, clips = job.clips(job.data.train_split), job.held_out()
+    with Progress(len(clips), "plans") as progress:
+        return len(clips), evaluate(job.pipeline(), train, clips, seed=job.seed, progress=progress)
+
+
+def score_interp(job: Job) -> tuple[int, list[Table]]:
+    from modules.evaluation.interp import STRIDES, evaluate
+
+    clips = job.held_out()
+    network = load_frozen(job.exports["interp"], "interp")
+    with Progress(len(STRIDES) * sum(len(clip.scene.persons) for clip in clips), "people") as progress:
+        sampling = job.chain.pipeline.interp
+        return len(clips), evaluate(network, clips, sampling=sampling, seed=job.seed, progress=progress)  # type: ignore[arg-type]
+
+
+def score_controlnet(job: Job) -> tuple[int, list[Table]]:
+    from modules.evaluation.controlnet import evaluate
+
+    clips, count = job.held_out("video"), job.options.videos
+    renderer = job.pipeline().renderer
+    with Progress(3 * min(count, len(clips)), "videos") as progress:
+        settings = job.chain.pipeline.render
+        tables = evaluate(renderer, clips, count=count, settings=settings, seed=job.seed, progress=progress)
+    return min(count, len(clips)), tables
+
+
+def score_evaluator(job: Job) -> tuple[int, list[Table]]:
+    from modules.evaluation.evaluator import evaluate
+
+    clips = job.held_out()
+    return len(clips), evaluate(job.pipeline().evaluator, clips, stride=job.data.stride)
+
+
+def score_chain(job: Job) -> tuple[int, list[Table]]:
+    from modules.evaluation.chain import evaluate
+
+    train, clips = job.clips(job.data.train_split), job.held_out()
+    videos = min(job.options.videos, len(clips))
+    with Progress(2 * len(clips) + videos, "scenes") as progress:
+        tables = evaluate(job.pipeline(), train, clips, videos=videos, seed=job.seed, progress=progress)
+    return len(clips), tables
+
+
+SCORERS: dict[str, Callable[[Job], tuple[int, list[Table]]]] = {
+    "vqvae": score_vqvae,
+    "llm": score_llm,
+    "interp": score_interp,
+    "controlnet": score_controlnet,
+    "evaluator": score_evaluator,
+    "chain": score_chain,
+}
+
+
+def main(arguments: list[str]) -> None:
+    paths, items, _ = split_arguments(arguments)
+    job = make_job(paths, items)
+    if job.stage not in SCORERS:
+        raise UserError(f"stage {job.stage!r} has no evaluation of its own; known: {', '.join(SCORERS)}")
+    report = evaluate(job)
+    for table in report.tables:
+        print("\n".join(["", *table.lines(), *table.notes]))
+    print(f"\n{report.clips} clips, {report.seconds:.0f} s; {Path(job.options.out) / report.split}.json and .md")
+
+
+if __name__ == "__main__":
+    run_script(main, __doc__)

@@ -1,0 +1,105 @@
+"""Scores of rendered videos against the poses that they should show and the captions that they should obey.
+
+Letters: F frames, P persons, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from modules.metrics.video import figure_iou, read_colours, segment
+from modules.pose.figures import figure_mask
+from modules.pose.letterbox import Letterbox
+from modules.pose.scene import Clip, Scene
+from modules.reports import Column, Table
+
+COLUMNS = [
+    Column("figure IoU", "number", "up"),
+    Column("IoU with another clip's figure", "number"),
+    Column("area ratio", "number"),
+    Column("area within 50 %", "share", "up"),
+    Column("background", "share", "up"),
+    Column("clothes", "share", "up"),
+    Column("videos", "count"),
+]
+NOTES = [
+    "figure IoU: of the figures found in the video's pixels with those drawn from the video's own poses, mean over frames.",
+    "area ratio: area of the figures found to that of the figures drawn, median over videos.",
+    "background, clothes (shirt and trousers of each person): the colour that the caption names is the one that is seen.",
+]
+
+
+@dataclass
+class VideoScore:
+    """One video."""
+
+    iou: float
+    other_iou: float
+    area: float  # found / drawn
+    background: bool | None  # None: the caption names none
+    clothes: list[bool]  # shirt and trousers of everybody
+
+
+def masks(scene: Scene, height: int, width: int) -> np.ndarray:
+    """Figures drawn from a scene, (F, H, W) bool."""
+    fitted = Letterbox((scene.width, scene.height), (width, height)).scene(scene)
+    joints, seen = fitted.joints, fitted.visibility
+    return np.stack([figure_mask(joints[:, i], seen[:, i], height, width) > 0.5 for i in range(scene.num_frames)])
+
+
+def score_video(frames: np.ndarray, shown: Scene, wanted: Scene, other: Scene, clip: Clip) -> VideoScore:
+    """Score one video.
+
+    Args:
+        frames: (F, H, W, 3) uint8.
+        shown: the poses that the video was made from: colours are read there. (F times)
+        wanted: the poses that its figures are held against. (F times)
+        other: poses of another clip. (F times)
+        clip: whose caption counts.
+    """
+    height, width = frames.shape[1:3]
+    found, drawn = segment(frames), masks(wanted, height, width)
+    area = float(found.sum() / max(drawn.sum(), 1))
+    fitted = Letterbox((shown.width, shown.height), (width, height)).scene(shown)
+    background, clothes = read_colours(
+        frames, found, fitted.joints.transpose(1, 0, 2, 3), fitted.visibility.transpose(1, 0, 2)
+    )
+    named = clip.meta.get("actors", [])
+    if len(named) != len(clothes):  # another number of people than the caption's
+        clothes = [("", "")] * len(named)
+    right = [
+        name == actor[part]
+        for actor, names in zip(named, clothes, strict=True)
+        for part, name in zip(("shirt", "trousers"), names, strict=True)
+        if actor.get(part)
+    ]
+    backdrop = clip.meta.get("background")
+    return VideoScore(
+        iou=float(figure_iou(found, drawn).mean()),
+        other_iou=float(figure_iou(found, masks(other, height, width)).mean()),
+        area=area,
+        background=None if not backdrop else background == backdrop,
+        clothes=right,
+    )
+
+
+def add_row(table: Table, name: str, scores: Sequence[VideoScore], with_clothes: bool = True) -> None:
+    """Add the means of some videos to a table with `COLUMNS`."""
+    backgrounds = [score.background for score in scores if score.background is not None]
+    clothes = [right for score in scores for right in score.clothes]
+    areas = np.array([score.area for score in scores])
+    table.add(
+        name,
+        **{
+            "figure_IoU": float(np.mean([score.iou for score in scores])),
+            "IoU_with_another_clip's_figure": float(np.mean([score.other_iou for score in scores])),
+            "area_ratio": float(np.median(areas)),
+            "area_within_50_%": float(((areas >= 0.5) & (areas <= 1.5)).mean()),
+            "background": float(np.mean(backgrounds)) if backgrounds else None,
+            "clothes": float(np.mean(clothes)) if clothes and with_clothes else None,
+            "videos": len(scores),
+        },
+    )

@@ -1,0 +1,117 @@
+"""How much the pose tokenizer loses, by the number of codes a pose, beside the mean pose of the training split.
+
+Letters: N people, K key poses, J joints (18), Q quantisers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modules.metrics.codebook import code_counts, dead_share, perplexity
+from modules.metrics.pose import PoseError
+from modules.pose.scene import Clip
+from modules.pose.skeleton import BODY_JOINTS
+from modules.reports import Column, Table
+from modules.vqvae.config import VQVAEConfig
+from modules.vqvae.data import Encode, collate
+from modules.vqvae.network import PoseTokenizer
+
+_BATCH = 128
+
+
+def batches(clips: Sequence[Clip], stride: int, num_keys: int) -> list[dict[str, Tensor]]:
+    """Key poses of everybody, from the first frame, in box coordinates."""
+    encode, rng = Encode(VQVAEConfig(stride=stride, num_keys=num_keys)), np.random.default_rng(0)
+    items = [item for clip in clips for item in encode(clip, rng, False)]
+    return [collate(items[start : start + _BATCH]) for start in range(0, len(items), _BATCH)]
+
+
+def mean_pose(train: Sequence[dict[str, Tensor]]) -> Tensor:
+    """(J, 2) mean over the visible joints."""
+    seen = [batch["visibility"] & batch["key_mask"][..., None] for batch in train]
+    total = sum(torch.where(mask[..., None], batch["poses"], 0).sum((0, 1)) for mask, batch in zip(seen, train, strict=True))
+    count = sum(mask.sum((0, 1)) for mask in seen)
+    assert isinstance(total, Tensor) and isinstance(count, Tensor)
+    return total / count.clamp_min(1)[:, None]
+
+
+@torch.inference_mode()
+def evaluate(
+    network: PoseTokenizer, train: Sequence[Clip], clips: Sequence[Clip], *, stride: int, num_keys: int
+) -> list[Table]:
+    """Errors of the reconstruction by depth, and the use of the codebooks.
+
+    Args:
+        train: the training split, for the mean pose.
+        clips: the held-out clips.
+        stride, num_keys: of the tokenizer's export: dense frames per key pose, key poses at most.
+    """
+    data = batches(clips, stride, num_keys)
+    codes = [network.encode(batch["poses"], batch["visibility"], batch["key_mask"]) for batch in data]
+    constant = mean_pose(batches(train, stride, num_keys))
+
+    columns = [
+        Column("MPJPE px", "px", "down"),
+        Column("MPJPE % of diagonal", "px", "down"),
+        Column("MPJPE", "fine", "down"),
+        Column("MPJPE body", "fine", "down"),
+        Column("PCK", "share", "up"),
+        Column("velocity error", "fine", "down"),
+        Column("visibility", "share", "up"),
+    ]
+    table = Table("reconstruction", columns)
+    _add(table, "mean pose", data, [constant.expand_as(batch["poses"]) for batch in data], None)
+    depths = network.config.num_quantizers
+    for depth in range(1, depths + 1):
+        found = [network.decode(c, batch["key_mask"], depth) for c, batch in zip(codes, data, strict=True)]
+        name = "ours" if depth == depths else f"ours, {depth} of {depths} codes"
+        _add(table, name, data, [f.poses for f in found], [f.visibility for f in found])
+    people = sum(len(batch["poses"]) for batch in data)
+    table.notes = [
+        f"{people} people, key poses every {stride} frames, over visible joints. MPJPE: half of the box's longer side = 1; "
+        "body: without the face. PCK: within 0.2 torso lengths. velocity error: between successive keys.",
+    ]
+    return [table, _codebooks(network, data, codes)]
+
+
+def _add(
+    table: Table, name: str, data: Sequence[dict[str, Tensor]], poses: Sequence[Tensor], visible: Sequence[Tensor] | None
+) -> None:
+    whole, body = PoseError(), PoseError(BODY_JOINTS)
+    right = total = 0
+    for i, (batch, found) in enumerate(zip(data, poses, strict=True)):
+        seen = batch["visibility"] & batch["key_mask"][..., None]
+        whole.update(found, batch["poses"], seen, batch["boxes"])
+        body.update(found, batch["poses"], seen)
+        # The mean pose takes every joint as seen.
+        guess = visible[i] if visible is not None else torch.ones_like(seen)
+        right += int((guess == batch["visibility"])[batch["key_mask"]].sum())
+        total += int(batch["key_mask"].sum()) * seen.shape[-1]
+    figures = {key: float(value) for key, value in whole.compute().items()}
+    table.add(
+        name,
+        **{
+            "MPJPE_px": figures["mpjpe_px"],
+            "MPJPE_%_of_diagonal": figures["mpjpe_diagonal"],
+            "MPJPE": figures["mpjpe"],
+            "MPJPE_body": float(body.compute()["mpjpe"]),
+            "PCK": figures.get("pck"),
+            "velocity_error": figures.get("velocity_error"),
+            "visibility": right / total,
+        },
+    )
+
+
+def _codebooks(network: PoseTokenizer, data: Sequence[dict[str, Tensor]], codes: Sequence[Tensor]) -> Table:
+    """Perplexity and unused entries of each depth on the held-out clips."""
+    size = network.config.codebook_size
+    counts = torch.stack([code_counts(c, batch["key_mask"], size) for c, batch in zip(codes, data, strict=True)]).sum(0)
+    table = Table("codebooks", [Column("perplexity", "number", "up"), Column("never used", "share", "down")])
+    for depth, (spread, dead) in enumerate(zip(perplexity(counts).tolist(), dead_share(counts).tolist(), strict=True)):
+        table.add(f"depth {depth}", perplexity=spread, never_used=dead)
+    table.notes = [f"{size} entries each, over {int(counts[0].sum())} key poses of the held-out clips."]
+    return table
