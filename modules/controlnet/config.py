@@ -1,0 +1,128 @@
+"""Configuration of the video UNet, its noise schedule and the pose ControlNet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from modules.errors import UserError
+from modules.optim import OptimConfig
+
+
+@dataclass
+class UNetConfig:
+    """Shape of the video UNet. The defaults are VideoCrafter2's (1,413 M parameters)."""
+
+    block_out_channels: list[int] = field(default_factory=lambda: [320, 640, 1280, 1280])
+    cross_attention: list[bool] = field(default_factory=lambda: [True, True, True, False])  # per level
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    attention_head_dim: int = 64
+    default_fps: float = 16.0  # where none is given
+    temporal_dropout: float = 0.1  # in the temporal convolutions
+
+    def __post_init__(self) -> None:
+        if len(self.cross_attention) != len(self.block_out_channels):
+            raise UserError(
+                f"unet.cross_attention has {len(self.cross_attention)} entries and unet.block_out_channels has "
+                f"{len(self.block_out_channels)}: give one entry a level"
+            )
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups or channels % self.attention_head_dim:
+                raise UserError(
+                    f"unet.block_out_channels has {channels}, which must be a multiple of unet.norm_num_groups = "
+                    f"{self.norm_num_groups} and of unet.attention_head_dim = {self.attention_head_dim}"
+                )
+
+    def arguments(self, *, latent_channels: int, text_width: int) -> dict[str, Any]:
+        """Keyword arguments of `VideoUNet`, which are diffusers' own names."""
+        down = ["CrossAttnDownBlock3D" if attention else "DownBlock3D" for attention in self.cross_attention]
+        up = ["CrossAttnUpBlock3D" if attention else "UpBlock3D" for attention in reversed(self.cross_attention)]
+        return {
+            "in_channels": latent_channels,
+            "out_channels": latent_channels,
+            "down_block_types": down,
+            "up_block_types": up,
+            "block_out_channels": list(self.block_out_channels),
+            "layers_per_block": self.layers_per_block,
+            "norm_num_groups": self.norm_num_groups,
+            "cross_attention_dim": text_width,
+            "attention_head_dim": self.attention_head_dim,
+            "default_fps": self.default_fps,
+            "temporal_dropout": self.temporal_dropout,
+        }
+
+
+@dataclass
+class ScheduleConfig:
+    """Noise schedule. The defaults are VideoCrafter2's."""
+
+    steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    prediction: Literal["epsilon", "v"] = "epsilon"
+    # Pure noise at the last step, so that sampling starts where training ended (arXiv 2305.08891). Needs "v".
+    zero_terminal_snr: bool = False
+    # Dynamic rescale (`use_scale`): clean latents are multiplied by 1 .. rescale_end over the first steps, then by it.
+    rescale: bool = True
+    rescale_end: float = 0.7
+    rescale_steps: int = 400
+
+    def __post_init__(self) -> None:
+        if self.zero_terminal_snr and self.prediction != "v":
+            raise UserError("schedule.zero_terminal_snr needs schedule.prediction=v: noise says nothing at the last step")
+        if not 0 < self.beta_start < self.beta_end < 1:
+            raise UserError(
+                f"schedule.beta_start and beta_end are {self.beta_start} and {self.beta_end}; 0 < start < end < 1 is needed"
+            )
+
+
+@dataclass
+class ClockConfig:
+    """Which frames of a clip a training item shows. Rendered frame i shows dense pose i * `frame_stride`."""
+
+    min_stride: int = 2
+    max_stride: int = 8
+    val_stride: int = 4
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_stride <= self.max_stride or self.val_stride < 1:
+            raise UserError(
+                f"clock strides are {self.min_stride} to {self.max_stride} and {self.val_stride}; "
+                "they must be at least 1, the smallest first"
+            )
+
+
+@dataclass
+class ControlNetworkConfig:
+    """Shape of the ControlNet beyond the part that it copies from the base."""
+
+    # Channels of the hint encoder, each next entry at half the resolution: as many halvings as the autoencoder has.
+    hint_channels: list[int] = field(default_factory=lambda: [16, 32, 96, 256])
+    hint_layers: int = 1  # further convolutions at each resolution
+    temporal: bool = True  # copy the temporal layers too; without, each frame is controlled by its own pose alone
+
+
+@dataclass
+class ControlNetConfig:
+    """Training of the pose ControlNet on a frozen base."""
+
+    base: str = "assets/demo_base"  # export of stage `base`
+    network: ControlNetworkConfig = field(default_factory=ControlNetworkConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    fresh_lr_scale: float = 1.0  # of the learning rate of hint encoder and zero convolutions
+    clock: ClockConfig = field(default_factory=ClockConfig)
+    caption_dropout: float = 0.1  # share of the captions replaced by the empty prompt
+    # Layout is decided in the first denoising steps: > 1 draws more of the noisy timesteps, t = T * u^(1/bias).
+    timestep_bias: float = 1.0
+    gradient_checkpointing: bool = False
+    figure_weight: float = 0.0  # additional weight of the loss on the figures' pixels
+    sampling_steps: int = 10  # of the videos that are scored and shown at validation
+    sampling_guidance: float = 1.0
+    sampled_clips: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.caption_dropout <= 1:
+            raise UserError(f"caption_dropout is {self.caption_dropout}; it must be from 0 to 1")
+        if self.timestep_bias <= 0:
+            raise UserError(f"timestep_bias is {self.timestep_bias}; it must be above 0, 1 for uniform timesteps")

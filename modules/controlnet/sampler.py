@@ -1,0 +1,168 @@
+"""Videos by DDIM from text and drawn poses, of any length: overlapping windows blended at every denoising step.
+
+Letters: B videos, F frames of the whole video, n frames of a window, C channels, L tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from modules.base.network import BaseNetwork
+    from modules.controlnet.controlnet import PoseControlNet
+
+
+@dataclass
+class Control:
+    """A pose ControlNet, the drawn poses of the whole video, and how strongly they count."""
+
+    network: PoseControlNet
+    hint: Tensor  # (B, F, 3, H, W) in [0, 1]
+    scale: float = 1.0
+
+
+@dataclass
+class Guidance:
+    """Classifier-free guidance: how strongly the text counts against the empty prompt."""
+
+    scale: float = 4.0  # 1 is no guidance, at half the cost
+    rescale: float = 0.0  # brings the contrast of guided latents back, 0 to 1 (arXiv 2305.08891, section 3.4)
+
+
+def windows(num_frames: int, length: int) -> list[range]:
+    """Windows of at most `length` frames that cover a video, half overlapping, the last one at its end."""
+    if num_frames <= length:
+        return [range(num_frames)]
+    hop = max(length // 2, 1)
+    starts = [*range(0, num_frames - length, hop), num_frames - length]
+    return [range(start, start + length) for start in starts]
+
+
+def window_weights(length: int) -> Tensor:
+    """Weights (n,) of a window's frames: a triangle, so that a frame changes windows gradually."""
+    index = torch.arange(length, dtype=torch.float32)
+    return torch.minimum(index, length - 1 - index) + 1
+
+
+def initial_noise(seeds: Sequence[int], channels: int, num_frames: int, size: tuple[int, int]) -> Tensor:
+    """(B, C, F, h, w): a video's noise depends on its seed alone, a frame's on its number alone."""
+    videos = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        frames = [torch.randn(channels, *size, generator=generator) for _ in range(num_frames)]
+        videos.append(torch.stack(frames, 1))
+    return torch.stack(videos)
+
+
+@torch.no_grad()
+def sample_latents(
+    base: BaseNetwork,
+    captions: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    num_frames: int,
+    fps: float | Tensor,
+    steps: int = 20,
+    guidance: Guidance | None = None,
+    control: Control | None = None,
+    eta: float = 0.0,
+) -> Tensor:
+    """Clean latents (B, C, F, h, w). A video depends on its own caption, seed and poses, not on its batch.
+
+    Args:
+        captions, seeds: one a video.
+        num_frames: of the whole video; longer than the network's window is covered by several.
+        fps: () or (B,) frames per second, 30 / frame_stride.
+        steps: denoising steps.
+        eta: 0 is deterministic; noise of later steps comes from the same seeds.
+    """
+    guidance = guidance or Guidance()
+    device = base.latent_scale.device
+    schedule, batch = base.schedule, len(captions)
+    generators_seed = [seed + 1_000_003 for seed in seeds]
+    channels = base.config.vae.latent_channels
+    latents = initial_noise(seeds, channels, num_frames, base.latent_size).to(device)
+    text = base.encode_text(captions)  # (B, L, D)
+    empty = base.encode_text([""]).expand_as(text) if guidance.scale != 1 else None
+    rate = torch.as_tensor(fps, dtype=torch.float32, device=device).expand(batch)
+    spans = windows(num_frames, base.config.num_frames)
+    timesteps = schedule.timesteps(steps)
+    for number, timestep in enumerate(timesteps):
+        total, weight = torch.zeros_like(latents), torch.zeros(num_frames, 1, 1, device=device)
+        for span in spans:
+            part = slice(span.start, span.stop)
+            hint = control.hint[:, part] if control is not None else None
+            predicted = _predict(base, latents[:, :, part], timestep, text, empty, rate, guidance, control, hint)
+            share = window_weights(len(span)).to(device)[:, None, None]  # (n, 1, 1)
+            total[:, :, part] += share * predicted
+            weight[part] += share
+        after = timesteps[number + 1] if number + 1 < len(timesteps) else None
+        noise = None
+        if eta > 0:
+            step_seeds = [seed + 7919 * number for seed in generators_seed]
+            noise = initial_noise(step_seeds, channels, num_frames, base.latent_size).to(device)
+        latents = schedule.step(total / weight, latents, timestep, after, eta, noise)
+    return latents
+
+
+def _predict(
+    base: BaseNetwork,
+    noisy: Tensor,
+    timestep: int,
+    text: Tensor,
+    empty: Tensor | None,
+    fps: Tensor,
+    guidance: Guidance,
+    control: Control | None,
+    hint: Tensor | None,
+) -> Tensor:
+    """Guided prediction (B, C, n, h, w) for one window."""
+    doubled = empty is not None
+    if doubled:  # with and without text in one batch
+        noisy, text, fps = torch.cat([noisy, noisy]), torch.cat([text, empty]), torch.cat([fps, fps])
+    times = torch.full((len(noisy),), timestep, device=noisy.device)
+    residuals = None
+    if control is not None and hint is not None and control.scale != 0:
+        hint = torch.cat([hint, hint]) if doubled else hint
+        residuals = control.network(noisy, times, text, hint=hint, fps=fps, scale=control.scale)
+    predicted = base.unet(noisy, times, text, fps=fps, control=residuals).float()
+    if not doubled:
+        return predicted
+    conditional, unconditional = predicted.chunk(2)
+    guided = unconditional + guidance.scale * (conditional - unconditional)
+    if guidance.rescale > 0:
+        axes = tuple(range(1, guided.ndim))
+        ratio = conditional.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
+        guided = guided * (guidance.rescale * ratio + 1 - guidance.rescale)
+    return guided
+
+
+def to_pixels(frames: Tensor) -> np.ndarray:
+    """Frames (B, F, 3, H, W) in [-1, 1] to (B, F, H, W, 3) uint8."""
+    pixels = ((frames.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.permute(0, 1, 3, 4, 2).cpu().numpy()
+
+
+def sample(
+    base: BaseNetwork,
+    captions: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    num_frames: int,
+    fps: float | Tensor,
+    steps: int = 20,
+    guidance: Guidance | None = None,
+    control: Control | None = None,
+    eta: float = 0.0,
+) -> np.ndarray:
+    """Videos (B, F, H, W, 3) uint8; the arguments are those of `sample_latents`."""
+    latents = sample_latents(
+        base, captions, seeds, num_frames=num_frames, fps=fps, steps=steps, guidance=guidance, control=control, eta=eta
+    )
+    return to_pixels(base.decode_latents(latents))
