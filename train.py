@@ -26,6 +26,7 @@ from configs.loader import load_config, to_plain
 from configs.run import RunFolder
 from configs.schema import RunConfig, stage_module
 from configs.show import show
+from datamodules.shards import find_shards
 from datamodules.webdataset import PoseDataModule, iter_clips
 from modules.strategy import build_strategy, read_checkpoint
 
@@ -34,7 +35,8 @@ def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train, or go on training, or do nothing where the run is finished.
 
     Returns:
-        What `metrics.json` holds, and the objects that were built: module, datamodule, trainer, run.
+        What `metrics.json` holds, and what was built: module, run and, unless the run was finished, datamodule and
+        trainer.
 
     Raises:
         UserError: a run of this name was started with another configuration or other data; input is missing.
@@ -44,14 +46,13 @@ def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     run = RunFolder(cfg)
     module = stage_module(cfg.stage)(to_plain(cfg.model), max_steps=cfg.trainer.max_steps)
-    datamodule = PoseDataModule(
-        **to_plain(cfg.data), seed=cfg.seed, columns=module.columns, encode=module.encode, collate=module.collate
-    )
+    for split in (cfg.data.train_split, cfg.data.val_split):
+        find_shards(cfg.data.path, split)  # raises where there are none
     started_with = run.started_with()
     resume = run.last.exists() and not cfg.fresh
     if resume:
         run.check_same(started_with)
-    objects: dict[str, Any] = {"module": module, "datamodule": datamodule, "run": run}
+    objects: dict[str, Any] = {"module": module, "run": run}
     metrics = run.metrics()
     if resume and metrics is not None:
         say(f"{run.root} is finished: {summary(metrics)}; fresh=true trains it again")
@@ -60,10 +61,15 @@ def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
             say(f"exported to {run.export}")
         return metrics, objects
 
-    if not resume:
+    if resume:
+        module.on_load_checkpoint(read_checkpoint(run.last, weights=False))  # what `encode` needs
+    else:
         clips = functools.partial(iter_clips, cfg.data.path, cfg.data.train_split, module.columns, cfg.data.num_frames)
         module.setup_data(clips)
         rank_zero_only(run.start)(started_with)
+    datamodule = PoseDataModule(
+        **to_plain(cfg.data), seed=cfg.seed, columns=module.columns, encode=module.encode, collate=module.collate
+    )
     trainer, parts = build_trainer(cfg, run, module.monitor)
     say(f"{run.root}: " + (f"goes on from {run.last}" if resume else f"starts, {cfg.trainer.max_steps} steps"))
     trainer.fit(module, datamodule, ckpt_path=run.last if resume else None, weights_only=True)
@@ -77,7 +83,7 @@ def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         export(module, run, metrics)
         run.finish(metrics)
         say(f"{run.root}: {summary(metrics)}; exported to {run.export}")
-    return metrics or {}, {**objects, "trainer": trainer}
+    return metrics or {}, {**objects, "datamodule": datamodule, "trainer": trainer}
 
 
 def build_trainer(cfg: RunConfig, run: RunFolder, monitor: tuple[str, str]) -> tuple[L.Trainer, dict[str, Any]]:
@@ -182,6 +188,7 @@ def quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
 
 

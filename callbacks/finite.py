@@ -5,8 +5,10 @@ from __future__ import annotations
 import lightning as L
 from torch import Tensor
 
+from modules.errors import UserError
 
-class NonFiniteLossError(ValueError):
+
+class NonFiniteLossError(UserError):
     """The loss is NaN or infinite."""
 
 
@@ -17,5 +19,5 @@ class StopAtNonFiniteLoss(L.Callback):
         if not bool(loss.isfinite().all()):
             raise NonFiniteLossError(
                 f"the loss is {loss.item()} at step {trainer.global_step + 1}; the weights were not updated and the "
-                f"last checkpoint is good; try a lower model.optim.lr, or trainer.precision=32-true"
+                f"last checkpoint, if there is one, is good; try a lower model.optim.lr, or trainer.precision=32-true"
             )

@@ -73,10 +73,9 @@ def _scalar(value: Any) -> bool:
 
 
 def peak_memory_mb() -> dict[str, float]:
-    """Largest resident memory of this process (and of its largest worker) and, on a GPU, of its allocator, in MiB."""
+    """Largest resident memory of this process (workers not counted) and, on a GPU, of its allocator, in MiB."""
     unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB on Linux
-    own, worker = (resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    result = {"peak_memory_mb": round(own, 1), "peak_worker_memory_mb": round(worker, 1)}
+    result = {"peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
     if torch.cuda.is_available():
         result["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return result

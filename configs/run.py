@@ -20,7 +20,7 @@ from modules.files import atomic_write
 # `max_steps` is not among them, because the learning rate depends on it. `data.path` is not compared as text: the
 # shards themselves are.
 HARMLESS = {
-    "fresh", "run_dir", "data.path", "data.num_workers", "data.test_split",
+    "fresh", "run_dir", "data.path", "data.num_workers", "data.cache_mb", "data.test_split",
     "trainer.log_every", "trainer.sample_every", "trainer.accelerator", "trainer.offload",
 }  # fmt: skip
 

@@ -33,9 +33,10 @@ class DataConfig:
     stride: int = 10  # dense frames per key pose
     min_confidence: float = 0.1  # a joint is visible above it
     shuffle_buffer: int = 1000
+    cache_mb: int = 1024  # memory for samples that were read, MB a process; 0: read the shards again in every pass
 
     def __post_init__(self) -> None:
-        _at_least("data", self, batch_size=1, num_workers=0, num_frames=1, stride=1, shuffle_buffer=1)
+        _at_least("data", self, batch_size=1, num_workers=0, num_frames=1, stride=1, shuffle_buffer=1, cache_mb=0)
 
 
 @dataclass

@@ -41,18 +41,21 @@ def build_strategy(name: str, *, offload: bool = False) -> Strategy | str:
         raise UserError(f"trainer.strategy={name} needs DeepSpeed, which cannot be imported: {error}") from None
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, weights: bool = True) -> dict[str, Any]:
     """A training checkpoint, on the CPU and with all its weights in one place.
 
-    DeepSpeed writes a folder of shards, which its own code puts together in float32 (it unpickles: own runs only).
+    Without `weights`, those that would have to be put together from shards are left out. DeepSpeed writes a folder of shards, which its own code puts together in float32 (it unpickles: own runs only).
     """
     if path.is_file():
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
     from lightning.pytorch.utilities.deepspeed import ds_checkpoint_dir
 
-    state = get_fp32_state_dict_from_zero_checkpoint(str(path)) or {}
     client = next(Path(ds_checkpoint_dir(path)).glob("*_model_states.pt"))
     content = torch.load(client, map_location="cpu", weights_only=False, mmap=True)
-    kept = {key: value for key, value in content.items() if key not in ("module", "optimizer")}
-    return {**kept, "state_dict": {name.removeprefix("_forward_module."): value for name, value in state.items()}}
+    content = {key: value for key, value in content.items() if key not in ("module", "optimizer")}
+    if weights:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        state = get_fp32_state_dict_from_zero_checkpoint(str(path)) or {}
+        content["state_dict"] = {name.removeprefix("_forward_module."): value for name, value in state.items()}
+    return content
