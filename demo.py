@@ -46,8 +46,8 @@ SAMPLE_DATA = {
 EVALUATION = {"demo": ["videos=64"], "smoke": ["clips=6", "videos=2"]}
 CHAIN_VIDEOS = {"demo": ["videos=16"], "smoke": ["clips=6", "videos=2"]}
 PROMPT = (
-    "Two people in front of a white wall for 5 seconds seen from the front: on the left a woman in a red shirt and blue "
-    "trousers waves her right hand, on the right a man in a green shirt and black trousers does squats."
+    "Two people in front of a white wall for 5 seconds seen from the front: on the left a woman in a red shirt and "
+    "blue trousers waves her right hand, on the right a man in a green shirt and black trousers does squats."
 )
 
 
@@ -62,7 +62,9 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         if self.size not in SAMPLE_DATA:
-            raise UserError(f"size is {self.size!r}; allowed: {', '.join(SAMPLE_DATA)} (larger ones are trained stage by stage)")
+            raise UserError(
+                f"size is {self.size!r}; allowed: {', '.join(SAMPLE_DATA)} (larger ones are trained stage by stage)"
+            )
         self.name = self.name or self.size
 
 
@@ -75,7 +77,9 @@ def demo(cfg: DemoConfig) -> None:
     data = cfg.data or SAMPLE_DATA[cfg.size][0]
     seconds = {}
     if not cfg.data:
-        seconds["sample data"] = call("sample data", ["prepare.py", "synthetic", f"out={data}", *SAMPLE_DATA[cfg.size][1]])
+        seconds["sample data"] = call(
+            "sample data", ["prepare.py", "synthetic", f"out={data}", *SAMPLE_DATA[cfg.size][1]]
+        )
     print(f"training and evaluation, {workers} programs at a time; all they print is in runs/logs/")
     jobs = make_jobs(cfg, data)
     runner.run(jobs)
@@ -93,11 +97,16 @@ def make_jobs(cfg: DemoConfig, data: str) -> list[Job]:
         return Job(name, command, Path(f"runs/logs/{name.replace(' ', '-')}-{cfg.name}.log"), after)
 
     trainings = [
-        job(f"train {stage}", "train.py", stage, tuple(f"train {other}" for other in after)) for stage, after in STAGES.items()
+        job(f"train {stage}", "train.py", stage, tuple(f"train {other}" for other in after))
+        for stage, after in STAGES.items()
     ]
     evaluations = []
     for stage, after in EVALUATIONS.items():
-        own = CHAIN_VIDEOS[cfg.size] if stage == "chain" else [*EVALUATION[cfg.size], f"chain=configs/chain/{cfg.size}.yaml"]
+        own = (
+            CHAIN_VIDEOS[cfg.size]
+            if stage == "chain"
+            else [*EVALUATION[cfg.size], f"chain=configs/chain/{cfg.size}.yaml"]
+        )
         evaluations.append(job(f"eval {stage}", "eval.py", stage, after, "split=test", "reuse=true", *own))
     return trainings + evaluations
 
@@ -133,7 +142,12 @@ def show(cfg: DemoConfig, seconds: dict[str, float], memory: int, total: float, 
         metrics = Path(f"runs/{stage}/{cfg.name}/metrics.json")
         if name.startswith("train ") and metrics.is_file():
             trained = json.loads(metrics.read_text())
-            times.add(name, now=f"{value:.0f}", training=f"{trained['seconds']:.0f}", per_step=f"{trained['seconds_per_step']:.3f}")
+            times.add(
+                name,
+                now=f"{value:.0f}",
+                training=f"{trained['seconds']:.0f}",
+                per_step=f"{trained['seconds_per_step']:.3f}",
+            )
         else:
             times.add(name, now=f"{value:.0f}")
     for table in (scores, times):

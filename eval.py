@@ -53,7 +53,9 @@ class Job:
     chain: ChainConfig  # sampling settings, and the exports by which a pipeline is built
 
     def clips(self, split: str, *columns: str, limit: int | None = None) -> list[Clip]:
-        found = iter_clips(self.data.path, split, ("pose", *columns), self.data.num_frames, limit, self.data.min_confidence)
+        found = iter_clips(
+            self.data.path, split, ("pose", *columns), self.data.num_frames, limit, self.data.min_confidence
+        )
         return list(found)
 
     def held_out(self, *columns: str) -> list[Clip]:

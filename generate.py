@@ -29,6 +29,7 @@ from modules.pipeline import DENSE_STAGES, PLAN_STAGES, RENDER_STAGES, Pipeline
 from modules.pose.io import Plan, read_plan
 from modules.text import check_prompt
 
+FILES = "plan.json, poses.json, poses.npy, poses.mp4, video.mp4, sheet.png"
 # Their values are text as it stands: a prompt may hold whatever YAML would read as something else.
 _TEXT_KEYS = ("prompt", "prompts", "plan", "out")
 
@@ -89,7 +90,9 @@ def make_plans(cfg: GenerateConfig, pipeline: Pipeline, prompts: list[str]) -> l
     if cfg.seconds is not None:
         director = pipeline.director
         keys = round(cfg.seconds * director.fps / director.stride)
-    return pipeline.plan([prompt for prompt, _ in jobs], [seed for _, seed in jobs], num_people=cfg.people, num_keys=keys)
+    return pipeline.plan(
+        [prompt for prompt, _ in jobs], [seed for _, seed in jobs], num_people=cfg.people, num_keys=keys
+    )
 
 
 def shorten(prompt: str) -> str:
@@ -104,7 +107,9 @@ def main(arguments: list[str]) -> None:
     for key, value in texts.items():
         setattr(cfg, key, value)
     folders = generate(cfg)
-    print(f"{len(folders)} scene{'s' if len(folders) > 1 else ''}: plan.json, poses.json, poses.npy, poses.mp4, video.mp4, sheet.png")
+    print(
+        f"{len(folders)} scene{'s' if len(folders) > 1 else ''}: plan.json, poses.json, poses.npy, poses.mp4, video.mp4, sheet.png"
+    )
 
 
 if __name__ == "__main__":

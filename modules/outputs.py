@@ -94,7 +94,9 @@ def sheet(result: Result) -> np.ndarray:
     for index in indices.tolist():
         pose = draw_boxes(draw_skeleton(keys, index, size), keys)
         frame = min(round(float(keys.times[index]) * result.fps), len(frames) - 1)
-        columns.append(with_label(np.concatenate([pose, fit.frames(frames[frame : frame + 1])[0]]), f"{keys.times[index]:.2f} s"))
+        columns.append(
+            with_label(np.concatenate([pose, fit.frames(frames[frame : frame + 1])[0]]), f"{keys.times[index]:.2f} s")
+        )
     strip = side_by_side(columns)
     return np.concatenate([_heading(f"{keys.prompt}  (seed {result.plan.seed})", strip.shape[1]), strip])
 

@@ -251,7 +251,9 @@ class Pipeline:
         """
         videos = []
         for scene, seed in zip(scenes, seeds, strict=True):
-            videos.append(self.renderer.render([scene], [scene.prompt], [seed], **dataclasses.asdict(self.config.render))[0])
+            videos.append(
+                self.renderer.render([scene], [scene.prompt], [seed], **dataclasses.asdict(self.config.render))[0]
+            )
             if progress is not None:
                 progress(1)
         return videos

@@ -67,7 +67,9 @@ class Table:
         rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
         cells = [heading, rule, *body]
         return [
-            "| " + " | ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]) + " |"
+            "| "
+            + " | ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+            + " |"
             for line in cells
         ]
 

@@ -35,7 +35,9 @@ class Sample:
     frames: np.ndarray  # (F, H, W, 3) uint8, the real ones at the renderer's size
 
 
-def gather(clips: Sequence[Clip], count: int, frame_stride: int, num_frames: int, size: tuple[int, int]) -> list[Sample]:
+def gather(
+    clips: Sequence[Clip], count: int, frame_stride: int, num_frames: int, size: tuple[int, int]
+) -> list[Sample]:
     """The first window of the first clips that are long enough.
 
     Raises:
@@ -53,7 +55,9 @@ def gather(clips: Sequence[Clip], count: int, frame_stride: int, num_frames: int
         samples.append(Sample(clip, clip.scene.at(indices), frames))
     if len(samples) < 2:
         needed = (num_frames - 1) * frame_stride + 1
-        raise UserError(f"{len(samples)} clips have the {needed} frames of a window; at least 2 are needed: lower frame_stride")
+        raise UserError(
+            f"{len(samples)} clips have the {needed} frames of a window; at least 2 are needed: lower frame_stride"
+        )
     return samples
 
 
@@ -117,7 +121,12 @@ def evaluate(
     add_row(table, "real video", scores([s.frames for s in samples], own_poses))
     add_row(table, "autoencoder", scores(reconstruct(renderer.base, samples), own_poses))
     add_row(table, "control off", scores(render(own_poses, 0.0), own_poses), with_clothes=False)
-    add_row(table, "another clip's poses", scores(render(other_poses, settings.control_scale), other_poses), with_clothes=False)
+    add_row(
+        table,
+        "another clip's poses",
+        scores(render(other_poses, settings.control_scale), other_poses),
+        with_clothes=False,
+    )
     add_row(table, "ours", scores(render(own_poses, settings.control_scale), own_poses))
     return [table]
 

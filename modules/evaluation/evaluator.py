@@ -24,7 +24,8 @@ def evaluate(network: Evaluator, clips: Sequence[Clip], *, stride: int) -> list[
     commonest, count = Counter(truth).most_common(1)[0]
 
     overall = Table(
-        "action classifier", [Column("dense poses", "share", "up"), Column("key poses", "share", "up"), Column("people", "count")]
+        "action classifier",
+        [Column("dense poses", "share", "up"), Column("key poses", "share", "up"), Column("people", "count")],
     )
     share = count / len(truth)
     overall.add(f"always '{commonest}'", dense_poses=share, key_poses=share, people=len(truth))

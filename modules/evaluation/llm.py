@@ -57,7 +57,9 @@ class Judge:
             for scene, actions, clip in zip(scenes, self.pipeline.evaluator.classify(scenes), self.clips, strict=True)
         ]
 
-    def add_row(self, table: Table, name: str, scenes: Sequence[Scene], valid: float | None = None, copy: bool = False) -> None:
+    def add_row(
+        self, table: Table, name: str, scenes: Sequence[Scene], valid: float | None = None, copy: bool = False
+    ) -> None:
         """Judge the scenes and add a row with all columns.
 
         Args:
@@ -147,7 +149,9 @@ def by_kind(verdicts: Sequence[SceneVerdict], clips: Sequence[Clip]) -> Table:
     """Our scores by the number of people, and by whether an action's phrasing is in the training split."""
     columns = [*(column for column in COLUMNS if column.name not in ("valid", "novelty")), Column("clips", "count")]
     table = Table("ours, by kind of caption", columns)
-    groups = {f"{n} {'person' if n == 1 else 'people'}": [len(clip_actors(clip)) == n for clip in clips] for n in (1, 2, 3, 4)}
+    groups = {
+        f"{n} {'person' if n == 1 else 'people'}": [len(clip_actors(clip)) == n for clip in clips] for n in (1, 2, 3, 4)
+    }
     if any("held_out_phrasing" in clip.meta for clip in clips):
         groups["known phrasing"] = [not clip.meta.get("held_out_phrasing") for clip in clips]
         groups["held-out phrasing"] = [bool(clip.meta.get("held_out_phrasing")) for clip in clips]

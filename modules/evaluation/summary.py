@@ -7,7 +7,12 @@ from dataclasses import dataclass
 
 from modules.reports import FORMATS, Column, Report, Table
 
-COLUMNS = [Column("ours", "text"), Column("baseline", "text"), Column("baseline is", "text"), Column("real data", "text")]
+COLUMNS = [
+    Column("ours", "text"),
+    Column("baseline", "text"),
+    Column("baseline is", "text"),
+    Column("real data", "text"),
+]
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,9 @@ LINES = (
     Line("interp: MPJPE, stride 30", "interp", "stride 30", "MPJPE", "ours", "PCHIP"),
     Line("renderer: figure IoU", "controlnet", "rendering", "figure IoU", "ours", "control off", "real video"),
     Line("renderer: figure IoU", "controlnet", "rendering", "figure IoU", "ours", "another clip's poses", "real video"),
-    Line("renderer: area within 50 %", "controlnet", "rendering", "area within 50 %", "ours", "control off", "real video"),
+    Line(
+        "renderer: area within 50 %", "controlnet", "rendering", "area within 50 %", "ours", "control off", "real video"
+    ),
     Line("renderer: background", "controlnet", "rendering", "background", "ours", "control off", "real video"),
     Line("renderer: clothes", "controlnet", "rendering", "clothes", "ours", "", "real video"),
     Line("chain: figure IoU of its videos", "chain", "videos of generated scenes", "figure IoU", "ours"),
@@ -55,8 +62,17 @@ def summarise(reports: Mapping[str, Report]) -> Table:
         if line.report not in reports:
             continue
         ours = _cell(reports[line.report], line, line.ours)
-        baseline, name = _cell(reports[line.report], line, line.baseline), _row_name(reports[line.report], line, line.baseline)
-        table.add(line.name, ours=ours, baseline=baseline, baseline_is=name, real_data=_cell(reports[line.report], line, line.real))
+        baseline, name = (
+            _cell(reports[line.report], line, line.baseline),
+            _row_name(reports[line.report], line, line.baseline),
+        )
+        table.add(
+            line.name,
+            ours=ours,
+            baseline=baseline,
+            baseline_is=name,
+            real_data=_cell(reports[line.report], line, line.real),
+        )
     return table
 
 

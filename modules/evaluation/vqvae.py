@@ -33,7 +33,9 @@ def batches(clips: Sequence[Clip], stride: int, num_keys: int) -> list[dict[str,
 def mean_pose(train: Sequence[dict[str, Tensor]]) -> Tensor:
     """(J, 2) mean over the visible joints."""
     seen = [batch["visibility"] & batch["key_mask"][..., None] for batch in train]
-    total = sum(torch.where(mask[..., None], batch["poses"], 0).sum((0, 1)) for mask, batch in zip(seen, train, strict=True))
+    total = sum(
+        torch.where(mask[..., None], batch["poses"], 0).sum((0, 1)) for mask, batch in zip(seen, train, strict=True)
+    )
     count = sum(mask.sum((0, 1)) for mask in seen)
     assert isinstance(total, Tensor) and isinstance(count, Tensor)
     return total / count.clamp_min(1)[:, None]
@@ -79,7 +81,11 @@ def evaluate(
 
 
 def _add(
-    table: Table, name: str, data: Sequence[dict[str, Tensor]], poses: Sequence[Tensor], visible: Sequence[Tensor] | None
+    table: Table,
+    name: str,
+    data: Sequence[dict[str, Tensor]],
+    poses: Sequence[Tensor],
+    visible: Sequence[Tensor] | None,
 ) -> None:
     whole, body = PoseError(), PoseError(BODY_JOINTS)
     right = total = 0

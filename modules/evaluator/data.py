@@ -19,7 +19,9 @@ from modules.pose.scene import Clip, Person
 from modules.pose.skeleton import NUM_JOINTS
 
 
-def resample(joints: np.ndarray, visibility: np.ndarray, times: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
+def resample(
+    joints: np.ndarray, visibility: np.ndarray, times: np.ndarray, rate: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Poses at another rate by linear interpolation, from the first to the last time.
 
     Args:

@@ -88,7 +88,11 @@ class EvaluatorModule(L.LightningModule):
 
     def export(self, directory: Path, info: dict[str, Any]) -> None:
         save_export(
-            directory, stage="evaluator", config=dataclasses.asdict(self.config), state=self.network.state_dict(), info=info
+            directory,
+            stage="evaluator",
+            config=dataclasses.asdict(self.config),
+            state=self.network.state_dict(),
+            info=info,
         )
 
 

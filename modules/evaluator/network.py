@@ -112,9 +112,7 @@ class Evaluator(nn.Module):
     @torch.inference_mode()
     def classify(self, scenes: Sequence[Scene]) -> list[list[str]]:
         """The action of every person of every scene. Dense scenes and key poses are judged alike."""
-        items = [
-            person_item(person, scene.times, self.config.rate) for scene in scenes for person in scene.persons
-        ]
+        items = [person_item(person, scene.times, self.config.rate) for scene in scenes for person in scene.persons]
         device = self.head.weight.device
         found: list[str] = []
         for start in range(0, len(items), _BATCH):

@@ -120,7 +120,10 @@ class SceneScores(Metric):
 
     def compute(self) -> dict[str, float | None]:
         """Name -> share; None where nothing was counted."""
-        return {name: right / total if total else None for name, (right, total) in zip(self.names, self.totals.tolist(), strict=True)}
+        return {
+            name: right / total if total else None
+            for name, (right, total) in zip(self.names, self.totals.tolist(), strict=True)
+        }
 
     def counted(self) -> dict[str, int]:
         """Name -> how many scenes or people a share is over."""
