@@ -107,9 +107,7 @@ def main(arguments: list[str]) -> None:
     for key, value in texts.items():
         setattr(cfg, key, value)
     folders = generate(cfg)
-    print(
-        f"{len(folders)} scene{'s' if len(folders) > 1 else ''}: plan.json, poses.json, poses.npy, poses.mp4, video.mp4, sheet.png"
-    )
+    print(f"{len(folders)} scene{'s' if len(folders) > 1 else ''}: {FILES}")
 
 
 if __name__ == "__main__":

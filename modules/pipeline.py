@@ -244,7 +244,7 @@ class Pipeline:
     def render(
         self, scenes: Sequence[Scene], seeds: Sequence[int], *, progress: Callable[[int], None] | None = None
     ) -> list[np.ndarray]:
-        """Videos of dense scenes, one after another: (F, H, W, 3) uint8 at `video_fps(scene)`, F = ceil(T / frame_stride).
+        """Videos of dense scenes, one by one: (F, H, W, 3) uint8 at `video_fps(scene)`, F = ceil(T / frame_stride).
 
         Args:
             progress: called with 1 after each video.
@@ -277,6 +277,6 @@ def _check_tokenizer(exports: Exports) -> None:
     wanted = read_export(exports.llm, "llm").config["vqvae"]["sha256"]
     if wanted != fingerprint(exports.vqvae):
         raise UserError(
-            f"{exports.llm} was trained with another pose tokenizer than {exports.vqvae}; name that one as exports.vqvae, "
-            "or train the director again: `make train-llm`"
+            f"{exports.llm} was trained with another pose tokenizer than {exports.vqvae}; name that one as "
+            "exports.vqvae, or train the director again: `make train-llm`"
         )

@@ -50,7 +50,7 @@ def gather(
             continue
         if clip.video is None:
             raise UserError(f"clip {clip.key} has no video; the renderer is scored on shards with a column .mp4")
-        fit = Letterbox((clip.scene.width, clip.scene.height), size[::-1])
+        fit = Letterbox((clip.scene.width, clip.scene.height), (size[1], size[0]))
         frames = fit.frames(read_frames(clip.video, clip.start + indices))
         samples.append(Sample(clip, clip.scene.at(indices), frames))
     if len(samples) < 2:
@@ -72,8 +72,8 @@ def evaluate(
 ) -> list[Table]:
     """Figures, areas and colours of one window of `count` clips.
 
-    Rows: the real video; its reconstruction by the autoencoder; ours with the clip's poses; the same captions and seeds with
-    another clip's poses; control off.
+    Rows: the real video; its reconstruction by the autoencoder; control off; the same captions
+    and seeds with another clip's poses; ours with the clip's poses.
 
     Args:
         clips: real clips with video.

@@ -1,6 +1,7 @@
 """How near interpolated motion comes to the real one, beside splines through the same key poses.
 
-As in the contracts: the 13 body joints, where seen; frames between the keys, none after the last key. Means are over people.
+As in the contracts: the 13 body joints, where seen; frames between the keys, none after the last key. Means are over
+people.
 Letters: N people, T frames, K keys, J joints (18).
 """
 
@@ -95,7 +96,8 @@ def interpolate(
         longest, frames = max(len(m.at) for m in part), max(len(m.poses) for m in part)
         keys = torch.zeros(len(part), longest, *part[0].poses.shape[1:])
         visibility = torch.zeros(keys.shape[:-1], dtype=torch.bool)
-        mask, times = torch.zeros(len(part), longest, dtype=torch.bool), torch.zeros(len(part), longest)
+        mask = torch.zeros(len(part), longest, dtype=torch.bool)
+        times = torch.zeros(len(part), longest, dtype=torch.float64)
         for i, motion in enumerate(part):
             count = len(motion.at)
             keys[i, :count] = torch.from_numpy(motion.poses[motion.at])
@@ -103,9 +105,16 @@ def interpolate(
             mask[i, :count] = True
             times[i, :count] = torch.from_numpy(motion.at / network.fps)
         found = sample(
-            network, *(t.to(device) for t in (keys, visibility, mask, times)), frames, [m.caption for m in part],
-            sampling=sampling, generator=generator,
-        )  # fmt: skip
+            network,
+            keys.to(device),
+            visibility.to(device),
+            mask.to(device),
+            times.to(device),
+            frames,
+            [motion.caption for motion in part],
+            sampling=sampling,
+            generator=generator,
+        )
         joints, seen = found.joints.cpu().numpy(), found.visibility.cpu().numpy()
         result += [(joints[i, : len(m.poses)], seen[i, : len(m.poses)]) for i, m in enumerate(part)]
         if progress is not None:
@@ -185,6 +194,7 @@ def _table(
             visibility=float(errors.visibility.mean()),
         )
     table.notes.append(
-        f"{len(motions)} people; body joints, frames between keys. Units: half of the box's longer side = 1; per frame^2."
+        f"{len(motions)} people; body joints, frames between keys. "
+        "Units: half of the box's longer side = 1; per frame^2."
     )
     return table

@@ -30,10 +30,10 @@ COLUMNS = [
     Column("novelty", "number"),
 ]
 NOTES = [
-    "valid: the plan passes every check of plan.json. people: right number of them. duration: within a quarter of a second.",
-    "action: by the evaluator. direction: of the people who travel, by geometry. side: of the people whose caption names one.",
+    "valid: the plan passes every check of plan.json. people: right number of them. duration: within 0.25 s.",
+    "action: by the evaluator. direction: of those who travel, by geometry. side: of those whose caption names one.",
     "whole caption: number of people, and action, direction and side of everybody (those who do not travel must not).",
-    "novelty: mean distance to the nearest motion of the training split, in halves of the box's longer side; 0 is a copy.",
+    "novelty: mean distance to the nearest motion of the training split, half of the box's longer side = 1; 0 is a copy.",
 ]
 
 

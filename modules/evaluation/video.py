@@ -26,9 +26,9 @@ COLUMNS = [
     Column("videos", "count"),
 ]
 NOTES = [
-    "figure IoU: of the figures found in the video's pixels with those drawn from the video's own poses, mean over frames.",
+    "figure IoU: of the figures found in the video's pixels with those drawn from its own poses, mean over frames.",
     "area ratio: area of the figures found to that of the figures drawn, median over videos.",
-    "background, clothes (shirt and trousers of each person): the colour that the caption names is the one that is seen.",
+    "background, clothes (shirt and trousers of each person): the colour that the caption names is seen.",
 ]
 
 

@@ -37,7 +37,8 @@ def mean_pose(train: Sequence[dict[str, Tensor]]) -> Tensor:
         torch.where(mask[..., None], batch["poses"], 0).sum((0, 1)) for mask, batch in zip(seen, train, strict=True)
     )
     count = sum(mask.sum((0, 1)) for mask in seen)
-    assert isinstance(total, Tensor) and isinstance(count, Tensor)
+    assert isinstance(total, Tensor)
+    assert isinstance(count, Tensor)
     return total / count.clamp_min(1)[:, None]
 
 
@@ -74,8 +75,8 @@ def evaluate(
         _add(table, name, data, [f.poses for f in found], [f.visibility for f in found])
     people = sum(len(batch["poses"]) for batch in data)
     table.notes = [
-        f"{people} people, key poses every {stride} frames, over visible joints. MPJPE: half of the box's longer side = 1; "
-        "body: without the face. PCK: within 0.2 torso lengths. velocity error: between successive keys.",
+        f"{people} people, key poses every {stride} frames, over visible joints. MPJPE: half of the box's longer side = "
+        "1; body: without the face. PCK: within 0.2 torso lengths. velocity error: between successive keys.",
     ]
     return [table, _codebooks(network, data, codes)]
 

@@ -27,7 +27,7 @@ class EvaluatorNetworkConfig:
             raise UserError(f"network.kernel_size is {self.kernel_size}; it must be odd, for example 5")
         if len(self.labels) > self.max_labels:
             raise UserError(
-                f"the training split has {len(self.labels)} actions, network.max_labels allows {self.max_labels}; raise it"
+                f"the training split has {len(self.labels)} actions; raise network.max_labels ({self.max_labels})"
             )
 
 

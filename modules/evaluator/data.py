@@ -50,7 +50,7 @@ def person_item(person: Person, times: np.ndarray, rate: float) -> dict[str, Any
 
 
 class Encode:
-    """Clip -> one item a person. A training item is mirrored, thinned to key poses, jittered or partly hidden by chance."""
+    """Clip -> one item a person; in training mirrored, thinned to key poses, jittered or partly hidden by chance."""
 
     def __init__(self, config: EvaluatorConfig) -> None:
         self.config = config

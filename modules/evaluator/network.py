@@ -77,8 +77,8 @@ class _Block(nn.Module):
 class Evaluator(nn.Module):
     """Dilated 1-d convolutions over body features, mean and maximum over time, then a linear head.
 
-    It reads any number of poses at `config.rate` per second. The head has room for `max_labels` actions, so that its size
-    is known before the data are read.
+    It reads any number of poses at `config.rate` per second. The head has room for `max_labels` actions, so that its
+    size is known before the data are read.
     """
 
     def __init__(self, config: EvaluatorNetworkConfig) -> None:

@@ -1,6 +1,7 @@
 """What a person does in the frame, read from the joints alone: direction of travel, and the side that moves.
 
-The same rules judge real, retrieved and generated motion, dense poses and key poses. Letters: N points in time, J joints (18).
+The same rules judge real, retrieved and generated motion, dense poses and key poses.
+Letters: N points in time, J joints (18).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ SIDE_RATIO = 2.0
 
 
 def _net_change(values: np.ndarray, times: np.ndarray, valid: np.ndarray) -> float:
-    """Change from start to end by the slope of a fitted line, which a single odd frame or a step of a gait cannot fool."""
+    """Change from start to end by the slope of a fitted line, which one odd frame or one step cannot fool."""
     if valid.sum() < 2:
         return 0.0
     at, value = times[valid] - times[valid].mean(), values[valid]
@@ -45,21 +46,21 @@ def travel_direction(person: Person, times: np.ndarray) -> str:
         times: (N,) seconds.
     """
     heights = figure_height(person.joints, person.visibility)  # (N,)
-    seen = heights > 0
+    seen = np.asarray(heights > 0)
     if not seen.any():
         return "none"
     growth = _net_change(np.log(np.maximum(heights, 1e-3)), times, seen)
     if abs(growth) > GROWTH_LOG:
         return "toward" if growth > 0 else "away"
-    trunk = person.joints[:, _TRUNK, 0].mean(1)
-    shift = _net_change(trunk, times, person.visibility[:, _TRUNK].all(1)) / float(np.median(heights[seen]))
+    trunk, trunk_seen = person.joints[:, _TRUNK, 0].mean(1), np.all(person.visibility[:, _TRUNK], axis=1)
+    shift = _net_change(trunk, times, np.asarray(trunk_seen)) / float(np.median(heights[seen]))
     if abs(shift) > TRAVEL_HEIGHTS:
         return "right" if shift > 0 else "left"
     return "none"
 
 
 def moving_side(person: Person, action: str) -> str:
-    """The person's side that an action of `SIDE_LIMBS` is done with: "left", "right" or "both"; "none" for other actions.
+    """The person's side that an action of `SIDE_LIMBS` is done with: "left", "right", "both"; "none" for other actions.
 
     The side whose wrist (wave, punch) or ankle (kick) moves more, relative to its own shoulder or hip.
     """

@@ -25,7 +25,7 @@ DURATION_TOLERANCE = 0.25
 
 @dataclass
 class SceneVerdict:
-    """One scene against its caption. Lists hold one entry for each person of the caption, None where it does not say."""
+    """One scene against its caption. Lists have an entry for each person of the caption, None where it does not say."""
 
     count: bool
     duration: bool
@@ -91,7 +91,7 @@ def judge_scene(
 
 
 class SceneScores(Metric):
-    """Means over verdicts. People count one by one; `direction` is over those who travel, `side` over those with one."""
+    """Means over verdicts. People count one by one, for `direction` those who travel, for `side` those with one."""
 
     full_state_update = False
     names = ("count", "duration", "box_iou", "action", "direction", "side", "caption")
