@@ -90,13 +90,13 @@ def build_trainer(cfg: RunConfig, run: RunFolder, monitor: tuple[str, str]) -> t
     """The trainer, and those of its callbacks that are asked for results."""
     options = cfg.trainer
     throughput, history = Throughput(options.log_every), History(run.history)
-    checkpoint = ModelCheckpoint(
-        run.checkpoints, filename="best-{step}", monitor=monitor[0], mode=monitor[1], save_last=True, save_top_k=1
-    )
+    checkpoint = ModelCheckpoint(run.checkpoints, filename="best-{step}", monitor=monitor[0], mode=monitor[1])
+    # After every validation, better or not. It comes second, so that it knows of the best one.
+    last = ModelCheckpoint(run.checkpoints, filename=run.last.stem, enable_version_counter=False)
     callbacks = [throughput, Console(throughput, monitor[0], options.log_every), StopAtNonFiniteLoss()]
     callbacks += [Samples(options.sample_every)] if options.sample_every else []
     callbacks += [EMA(options.ema_decay)] if options.ema_decay else []
-    callbacks += [history, LearningRateMonitor("step"), RandomState(), checkpoint]
+    callbacks += [history, LearningRateMonitor("step"), RandomState(), checkpoint, last]
     # Validations are spread evenly, so that the last one is at the last step.
     rounds = max(round(options.max_steps / options.val_every), 1)
     trainer = L.Trainer(

@@ -30,6 +30,8 @@ class EMA(L.Callback):
         elif self.average.keys() != params.keys():
             raise ValueError("the checkpoint's averaged weights are not those of this network")
         self.average = {name: value.to(params[name].device) for name, value in self.average.items()}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._last_step = trainer.global_step
 
     @torch.no_grad()

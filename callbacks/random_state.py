@@ -28,8 +28,10 @@ class RandomState(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lightning restores callbacks early; what is drawn between then and the first batch must not count."""
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Restores as late as possible: starting the loaders draws numbers, too, which an unbroken run does not."""
         if self._loaded is None:
             return
         version, numbers, gauss = self._loaded["python"]

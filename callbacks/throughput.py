@@ -29,6 +29,8 @@ class Throughput(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start = self._mark = time.perf_counter()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._window_step = trainer.global_step
 
     def on_train_batch_end(
