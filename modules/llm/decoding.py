@@ -387,6 +387,6 @@ def _check_context(requests: Sequence[Request], longest: list[int], context: int
         if len(request.prompt_ids) + length > context:
             raise UserError(
                 f"the prompt has {len(request.prompt_ids) - 2} tokens; beside up to {length} tokens of the scene, at "
-                f"most {max(context - length - 2, 0)} fit the context of {context}: shorten it, or ask for fewer people "
-                "or key poses"
+                f"most {max(context - length - 2, 0)} fit the context of {context}: shorten it, or ask for fewer people"
+                " or key poses"
             )

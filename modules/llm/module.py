@@ -12,11 +12,12 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from modules.checkpoint import fingerprint, load_frozen, read_export, save_export
+from modules.errors import UserError
 from modules.llm.config import ArchitectureConfig, LLMConfig
 from modules.llm.data import Collate, Encode, next_token_targets, place_pose_tokens
 from modules.llm.director import Director
@@ -37,6 +38,7 @@ from modules.pose.scene import Clip
 
 NUM_SAMPLES = 4  # captions of the validation split whose scenes are drawn
 CANVAS = 64  # px; boxes are relative to it
+PAPER_CODES = CodeShape(num_quantizers=6, codebook_size=512, max_keys=20)  # to tell sizes before there is an export
 
 
 @dataclass
@@ -90,7 +92,9 @@ class LLMModule(L.LightningModule):
         self.network: Any = None  # built when the tokenizer is known
         self._origin: dict[str, Any] = {}  # what the director is made for; plain data, kept in checkpoints
         # In a list, so that the frozen network is no part of this module's weights.
-        self._pose_tokenizer: list[nn.Module] = []
+        self._pose_tokenizer: list[Any] = []
+        if torch.get_default_device().type == "meta":
+            self._build_for_size()
 
     def setup_data(self, clips: Callable[[], Iterable[Clip]]) -> None:
         """Read the pose tokenizer's export, and train the text tokenizer on the captions where none is named."""
@@ -131,12 +135,14 @@ class LLMModule(L.LightningModule):
         if self._origin and self.network is None:
             self._adopt(self._build())
 
-    def configure_model(self) -> None:
-        """On the meta device, where only sizes are asked for, a network without a tokenizer."""
-        if self.network is None and torch.get_default_device().type == "meta":
+    def _build_for_size(self) -> None:
+        """A network without a tokenizer, of which only the sizes are asked."""
+        try:
             codes = CodeShape.from_config(read_export(self.config.vqvae, "vqvae").config)
-            vocabulary = SceneVocabulary(self.config.text_vocabulary, codes)
-            self.network = random_network(architecture=self.config.architecture, vocabulary=vocabulary, bos=None)
+        except UserError:
+            codes = PAPER_CODES
+        vocabulary = SceneVocabulary(self.config.text_vocabulary, codes)
+        self.network = random_network(architecture=self.config.architecture, vocabulary=vocabulary, bos=None)
 
     def _build(self) -> Any:
         """The network at the start of a run."""
@@ -148,7 +154,8 @@ class LLMModule(L.LightningModule):
                 architecture=self.config.architecture, vocabulary=vocabulary, bos=self.tokenizer.bos_token_id
             )
         if self.config.embedding_init == "codebook":
-            codebooks = load_frozen(self.config.vqvae, "vqvae").quantizer.codebooks
+            pose_tokenizer: Any = load_frozen(self.config.vqvae, "vqvae")
+            codebooks = pose_tokenizer.quantizer.codebooks
             init_from_codebooks(network, vocabulary, codebooks)
         return network
 

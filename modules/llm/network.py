@@ -77,18 +77,17 @@ def use_packed_attention(network: Any) -> Any:
 def init_from_codebooks(network: Any, vocabulary: SceneVocabulary, codebooks: Tensor, seed: int = 0) -> None:
     """Give the rows of the pose tokens the geometry of the codebooks (Q, V, C): near codes get near rows.
 
-    A random projection C -> D, scaled so that the rows have the standard deviation of the others.
+    A random projection C -> D around the mean row, with the standard deviation of the other rows.
     """
     generator = torch.Generator().manual_seed(seed)
     quantizers, size, channels = codebooks.shape
+    centred = codebooks.cpu() - codebooks.cpu().mean(1, keepdim=True)
     for table in {network.get_input_embeddings().weight, network.get_output_embeddings().weight}:
-        std = table[: vocabulary.pose_start].std()
-        projection = torch.randn(quantizers, channels, table.shape[1], generator=generator)
-        centred = codebooks.cpu() - codebooks.cpu().mean(1, keepdim=True)
-        rows = torch.bmm(centred, projection)  # (Q, V, D)
-        rows = rows / rows.std((1, 2), keepdim=True).clamp(min=1e-6)
+        others = table[: vocabulary.pose_start]
+        rows = torch.bmm(centred, torch.randn(quantizers, channels, table.shape[1], generator=generator))  # (Q, V, D)
+        rows = (rows / rows.std((1, 2), keepdim=True).clamp(min=1e-6)).flatten(0, 1).to(table)
         block = slice(vocabulary.pose_start, vocabulary.pose_start + quantizers * size)
-        table[block] += std * rows.flatten(0, 1).to(table)
+        table[block] = others.mean(0) + others.std() * rows
 
 
 def hidden_states(network: Any, input_ids: Tensor, position_ids: Tensor, sample_ids: Tensor) -> Tensor:
