@@ -34,15 +34,22 @@ RUN_KEYS := name=$(NAME) data.path=$(DATA)
 ifeq ($(CLUSTER),)
 TRAIN = $(PY) train.py configs/$(1)/$(SIZE).yaml $(RUN_KEYS) $(ARGS)
 else ifeq ($(CLUSTER),slurm)
-TRAIN = sbatch --job-name=$(1)-$(NAME) --nodes=$(NODES) --ntasks-per-node=$(GPUS) --gpus-per-node=$(GPUS) \
+# One after another (singleton), because stages read the exports of earlier ones.
+TRAIN = mkdir -p runs && sbatch --job-name=pose-director-$(NAME) --dependency=singleton --nodes=$(NODES) --ntasks-per-node=$(GPUS) --gpus-per-node=$(GPUS) \
 	scripts/slurm_train.sh $(PY) train.py configs/$(1)/$(SIZE).yaml configs/cluster/slurm.yaml \
 	trainer.num_nodes=$(NODES) trainer.devices=$(GPUS) $(RUN_KEYS) $(ARGS)
 else
 $(error CLUSTER is '$(CLUSTER)'; leave it empty to run here, or say CLUSTER=slurm)
 endif
 
-# The shell reads the prompt from here, so that quotes in it do no harm.
+# The stage of an export is in it.
+STAGE ?= $(if $(EXPORT),$(or $(shell sed -n 's/^  "stage": "\([a-z]*\)".*/\1/p' $(EXPORT)/export.json 2>/dev/null),vqvae),chain)
+
+# The shell reads the prompt from the environment, so that quotes in it do no harm.
 export PROMPT
+PROMPT_KEY = $(if $(PROMPT),prompt="$$PROMPT")
+# The demo makes its own data unless the user names some.
+DEMO_DATA := $(if $(filter-out file,$(origin DATA)),data=$(DATA))
 
 .PHONY: help setup demo test lint sample-data train $(STAGES:%=train-%) eval generate tensorboard bench clean
 
@@ -60,7 +67,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY) ## sample data, training of all stages, scores, a video from a prompt
-	@$(PY) demo.py size=$(SIZE) $(ARGS)
+	@$(PY) demo.py size=$(SIZE) name=$(NAME) $(DEMO_DATA) $(PROMPT_KEY) $(ARGS)
 
 test: $(READY) ## unit tests
 	@$(PY) -m pytest -n $(JOBS) $(ARGS)
@@ -93,11 +100,11 @@ train-evaluator: $(READY) ## train the action classifier of the evaluation
 train: $(READY) ## train all stages of the chain, in order
 	@set -e; $(foreach stage,$(CHAIN),$(call TRAIN,$(stage));)
 
-eval: $(READY) ## score EXPORT on SPLIT, or the whole chain of NAME
-	@$(PY) eval.py $(if $(EXPORT),export=$(EXPORT),name=$(NAME)) data=$(DATA) split=$(SPLIT) $(ARGS)
+eval: $(READY) ## score the chain of NAME on SPLIT, or one STAGE=vqvae, or one EXPORT=runs/vqvae/demo/export
+	@$(PY) eval.py configs/$(STAGE)/$(SIZE).yaml $(RUN_KEYS) split=$(SPLIT) $(if $(EXPORT),export=$(EXPORT)) $(ARGS)
 
-generate: $(READY) ## PROMPT="a man waves" -> plan, poses and video in outputs/
-	@$(PY) generate.py prompt="$$PROMPT" name=$(NAME) $(ARGS)
+generate: $(READY) ## PROMPT="A man waves." -> plan, poses and video in outputs/
+	@$(PY) generate.py configs/chain/$(SIZE).yaml name=$(NAME) $(PROMPT_KEY) $(ARGS)
 
 tensorboard: $(READY) ## curves and pictures of all runs
 	@$(PY) -m tensorboard.main --logdir runs $(ARGS)
