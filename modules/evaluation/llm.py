@@ -33,7 +33,7 @@ NOTES = [
     "valid: the plan passes every check of plan.json. people: right number of them. duration: within 0.25 s.",
     "action: by the evaluator. direction: of those who travel, by geometry. side: of those whose caption names one.",
     "whole caption: number of people, and action, direction and side of everybody (those who do not travel must not).",
-    "novelty: mean distance to the nearest motion of the training split, half of the box's longer side = 1; 0 is a copy.",
+    "novelty: mean distance to the nearest training motion, box units (half of the longer side = 1); 0 is a copy.",
 ]
 
 

@@ -75,8 +75,8 @@ def evaluate(
         _add(table, name, data, [f.poses for f in found], [f.visibility for f in found])
     people = sum(len(batch["poses"]) for batch in data)
     table.notes = [
-        f"{people} people, key poses every {stride} frames, over visible joints. MPJPE: half of the box's longer side = "
-        "1; body: without the face. PCK: within 0.2 torso lengths. velocity error: between successive keys.",
+        f"{people} people, keys every {stride} frames, visible joints. MPJPE: box units (half of the longer side = 1); "
+        "body: without the face. PCK: within 0.2 torso lengths. velocity error: between successive keys.",
     ]
     return [table, _codebooks(network, data, codes)]
 
