@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
+import itertools
 import json
 import multiprocessing
-import tarfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,16 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from datamodules.sample import FPS, open_shard, write_sample
 from datamodules.synthetic.camera import SIZE
-from datamodules.synthetic.clips import FPS, VERSION, synthesise
+from datamodules.synthetic.clips import VERSION, synthesise
 from datamodules.synthetic.splits import SPLITS
 from modules.errors import UserError
-from modules.files import atomic_path, atomic_write
+from modules.files import atomic_write
 from modules.pose.video import encode_video
 
 MANIFEST = "manifest.json"
-_CRF = 8  # quality of the videos: the sharp edges of the figures stay
+_CRF = 12  # quality of the videos: the sharp edges of the figures stay
 # Settings that do not change the content of the data set.
 _FREE = ("out", "workers", "overwrite")
 
@@ -43,7 +43,7 @@ class SyntheticConfig:
     def __post_init__(self) -> None:
         for name, least in (("train", 0), ("val", 0), ("test", 0), ("seed", 0), ("shard_size", 1), ("workers", 1)):
             if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}, allowed is {least} or more; set {name}={least} or more")
+                raise UserError(f"{name} is {getattr(self, name)}, allowed is {least} or more; for example {name}=100")
 
 
 def build(config: SyntheticConfig, progress: bool = True) -> dict[str, Any]:
@@ -123,33 +123,23 @@ def _shards(config: SyntheticConfig) -> list[tuple[str, str, int, int]]:
     shards = []
     for split in SPLITS:
         count = getattr(config, split)
-        edges = np.linspace(0, count, -(-count // config.shard_size) + 1).round().astype(int).tolist() if count else [0]
-        shards += [(f"{split}-{i:06d}.tar", split, a, b) for i, (a, b) in enumerate(zip(edges, edges[1:], strict=False))]
+        edges = np.linspace(0, count, -(-count // config.shard_size) + 1).round().astype(int).tolist()
+        parts = itertools.pairwise(edges)
+        shards += [(f"{split}-{i:06d}.tar", split, start, stop) for i, (start, stop) in enumerate(parts)]
     return shards
 
 
 def _make_shard(task: tuple[str, int, str, int, int]) -> int:
     path, seed, split, start, stop = task
     cv2.setNumThreads(1)  # the processes share the machine
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        with tarfile.open(fileobj=file, mode="w") as tar:
-            for index in range(start, stop):
-                clip = synthesise(seed, split, index)
-                video = encode_video(clip.frames(), FPS, lossless_colour=True, crf=_CRF)
-                write_sample(tar, f"{split}{index:06d}", clip.pose, clip.meta, video)
+    with open_shard(path) as tar:
+        for index in range(start, stop):
+            clip = synthesise(seed, split, index)
+            video = encode_video(clip.frames(), FPS, lossless_colour=True, crf=_CRF, preset="veryfast")
+            write_sample(tar, f"{split}{index:06d}", clip.pose, clip.meta, video)
     return stop - start
 
 
 def _write(out: Path, manifest: dict[str, Any]) -> None:
     with atomic_write(out / MANIFEST) as file:
         file.write(json.dumps(manifest, indent=1) + "\n")
-
-
-def write_sample(tar: tarfile.TarFile, key: str, pose: np.ndarray, meta: dict[str, Any], video: bytes) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, pose, allow_pickle=False)
-    entries = {"json": json.dumps(meta).encode(), "mp4": video, "pose.npy": buffer.getvalue()}
-    for name, data in entries.items():
-        info = tarfile.TarInfo(f"{key}.{name}")
-        info.size = len(data)
-        tar.addfile(info, io.BytesIO(data))

@@ -68,7 +68,7 @@ def seen(view: View, facing: np.ndarray, joints: np.ndarray, distance: float, ey
     Returns:
         (P, T, 18) bool.
     """
-    visible = ((view.pixels >= 0) & (view.pixels < SIZE)).all(-1)
+    visible = np.asarray(((view.pixels >= 0) & (view.pixels < SIZE)).all(-1))
     head = 0.5 * (joints[:, :, JOINT["l_ear"]] + joints[:, :, JOINT["r_ear"]])
     to_camera = np.array([0.0, eye, distance]) - head
     to_camera /= np.linalg.norm(to_camera, axis=-1, keepdims=True)
@@ -95,4 +95,4 @@ def _inside(points: np.ndarray, corners: np.ndarray) -> np.ndarray:
     edges = np.roll(corners, -1, axis=-2) - corners
     to_point = points[..., None, :] - corners
     cross = edges[..., 0] * to_point[..., 1] - edges[..., 1] * to_point[..., 0]
-    return (cross > 0).all(-1) | (cross < 0).all(-1)
+    return np.all(cross > 0, axis=-1) | np.all(cross < 0, axis=-1)

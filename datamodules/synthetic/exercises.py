@@ -8,6 +8,7 @@ from datamodules.synthetic.motions import Parameters, alive, between, curve, deg
 from datamodules.synthetic.skeleton3d import LEFT, RIGHT, SIDE_SIGN, Body, Motion, standing
 
 GRAVITY = 9.81
+_STRAIGHT = 0.998  # reach of a leg with a straight knee, in units of its length
 
 
 def jump(body: Body, p: Parameters, times: np.ndarray) -> Motion:
@@ -24,10 +25,12 @@ def jump(body: Body, p: Parameters, times: np.ndarray) -> Motion:
     motion.pelvis[:, 1] += height - depth * crouch
     motion.pelvis[:, 2] = -0.05 * crouch
     tuck = np.sin(np.pi * air) * between(0.0, 0.09, p.style)
-    toes = curve(cycle, (0.0, 0.0), (0.33, 0.0), (leave, 0.05), (land, 0.05), (0.76, 0.0))  # the ankle rises on the toes
+    # the ankle rises on the toes
+    toes = curve(cycle, (0.0, 0.0), (0.33, 0.0), (leave, 0.05), (land, 0.05), (0.76, 0.0))
     motion.feet[:, :, 1] += (height + toes + tuck)[:, None]
     motion.pitch = deg(between(22.0, 34.0, p.style)) * np.maximum(crouch, 0.0)
-    swing = curve(cycle, (0.0, 5.0), (0.24, -48.0), (leave + 0.05, between(110.0, 165.0, p.style)), (land, 70.0), (0.88, 8.0))
+    reach = between(92.0, 138.0, p.style) * {"slow": 1.0, "normal": 0.8, "fast": 0.65}[p.speed]
+    swing = curve(cycle, (0.0, 5.0), (0.20, -38.0), (leave + 0.08, reach), (land, 0.6 * reach), (0.90, 8.0))
     motion.arms[:, :, 0] = deg(swing)[:, None]
     motion.arms[:, :, 1] = deg(14.0)
     motion.arms[:, :, 3] = deg(22.0)
@@ -88,18 +91,18 @@ def push_ups(body: Body, p: Parameters, times: np.ndarray) -> Motion:
     bottom = between(0.11, 0.17, 1.0 - p.amplitude)
     shoulder = top + (bottom - top) * down
     toe = 0.075  # height of the ankles on the toes
-    board = 0.99 * body.leg + body.torso
+    board = _STRAIGHT * body.leg + body.torso
     slope = np.arcsin((shoulder - toe) / board)
     along = np.stack([np.zeros_like(slope), np.sin(slope), np.cos(slope)], axis=-1)
     start = -0.5 * board  # the middle of the body is above the origin
     ankles = np.array([0.0, toe, start])
-    motion.pelvis = ankles + 0.99 * body.leg * along
+    motion.pelvis = ankles + _STRAIGHT * body.leg * along
     motion.feet[:] = ankles
     motion.feet[:, LEFT, 0], motion.feet[:, RIGHT, 0] = 0.05, -0.05
     motion.pitch = np.pi / 2 - slope
     motion.knees_out[:] = 0.0
     motion.head[:, 0] = -deg(between(14.0, 34.0, p.style))
-    reach = float((0.99 * body.leg + body.torso) * np.cos(np.arcsin((top - toe) / board)))
+    reach = float((_STRAIGHT * body.leg + body.torso) * np.cos(np.arcsin((top - toe) / board)))
     for side in (LEFT, RIGHT):
         motion.hands[side] = np.tile([SIDE_SIGN[side] * wide, 0.03, start + reach + 0.01], (len(times), 1))
     motion.hands_in_chest = False

@@ -43,7 +43,7 @@ def walk(body: Body, p: Parameters, times: np.ndarray) -> Motion:
         swing = -np.cos(2 * np.pi * phase)
         motion.arms[:, side, 0] = deg(2.0) + deg(between(16.0, 26.0, p.amplitude)) * strength * swing
         motion.arms[:, side, 1] = deg(7.0)
-        motion.arms[:, side, 3] = deg(between(18.0, 34.0, p.style)) + deg(12.0) * swing
+        motion.arms[:, side, 3] = deg(between(14.0, 26.0, p.style)) + deg(9.0) * swing
     turn = np.cos(2 * np.pi * cycle)  # the left foot is at the front at phase 0
     motion.pelvis[:, 1] += -0.014 - 0.010 * strength * np.cos(4 * np.pi * cycle - 0.5)
     motion.pelvis[:, 0] += -0.012 * np.sin(2 * np.pi * (cycle - 0.55))
@@ -56,7 +56,7 @@ def walk(body: Body, p: Parameters, times: np.ndarray) -> Motion:
 
 def run(body: Body, p: Parameters, times: np.ndarray) -> Motion:
     motion = standing(body, len(times))
-    pace = {"slow": 0.85, "normal": 1.0, "fast": 1.2}[p.speed]
+    pace = {"slow": 0.85, "normal": 1.0, "fast": 1.08}[p.speed]
     stride = _stride(p, 0.95 * pace, 1.30 * pace)
     strength = float(np.clip(stride / 1.1, 0.72, 1.15))
     cycle = p.frequency * times + p.phase
@@ -74,9 +74,11 @@ def run(body: Body, p: Parameters, times: np.ndarray) -> Motion:
             (0.74, 0.10 * reach), (0.89, 0.27 * reach),
         )  # fmt: skip
         motion.feet[:, side, 2] = motion.pelvis[:, 2] + np.where(at < stance, down, swing) + 0.02
-        lift = curve(at, (0.0, 0.012), (0.12, 0.0), (0.20, 0.0), (stance, 0.075), (0.58, 0.27), (0.74, 0.20), (0.90, 0.07))
+        lift = curve(
+            at, (0.0, 0.012), (0.12, 0.0), (0.20, 0.0), (stance, 0.075), (0.58, 0.215), (0.74, 0.165), (0.90, 0.06)
+        )
         motion.feet[:, side, 0] = SIDE_SIGN[side] * 0.03
-        motion.feet[:, side, 1] += lift * between(0.75, 1.05, p.amplitude) * strength
+        motion.feet[:, side, 1] += lift * between(0.8, 1.0, p.amplitude) * strength
         swing = -np.cos(2 * np.pi * (phase - 0.06))
         motion.arms[:, side, 0] = deg(-2.0) + deg(between(34.0, 46.0, p.amplitude)) * strength * swing
         motion.arms[:, side, 1] = deg(11.0)

@@ -39,9 +39,10 @@ def clap(body: Body, p: Parameters, times: np.ndarray) -> Motion:
     width = between(0.11, 0.18, p.amplitude)
     for side in (LEFT, RIGHT):
         hand = np.zeros((len(times), 3))
-        hand[:, 0] = SIDE_SIGN[side] * (0.032 + width * apart)
-        hand[:, 1] = height + 0.02 * apart
-        hand[:, 2] = 0.195 - 0.045 * apart
+        hand[:, 0] = SIDE_SIGN[side] * (0.046 + width * apart)
+        # one hand comes from above, the other from below: the clap is seen from the side, too
+        hand[:, 1] = height + (0.02 + SIDE_SIGN[side] * 0.055) * apart
+        hand[:, 2] = 0.205 - 0.085 * apart
         motion.hands[side] = hand
     motion.elbow_pole = (0.35, -1.0, -0.35)
     motion.spine[:, 0] = deg(2.0) * (1.0 - apart)

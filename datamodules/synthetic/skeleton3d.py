@@ -1,8 +1,8 @@
 """A 3D person: bone lengths, joint limits and forward kinematics to the 18 OpenPose joints.
 
 Lengths are in units of the person's standing height. Axes of the action's frame: x to the person's left, y up, z
-forward, ground at y = 0, the person standing at the origin at the start. Angles are in radians. Bone lengths are constant
-by construction: limbs are either rotated (angles) or solved as two bones (a target for the wrist or the ankle).
+forward, ground at y = 0, the person standing at the origin at the start. Angles are in radians. Bone lengths are
+constant by construction: limbs are either rotated (angles) or solved as two bones (a target for wrist or ankle).
 
 Letters: T frames, J = 18 joints. Sides are indexed 0 = left, 1 = right.
 """
@@ -49,11 +49,12 @@ class Body:
     @property
     def stand(self) -> float:
         """Height of the hips when standing with slightly bent knees."""
-        return self.ankle + 0.992 * self.leg
+        return self.ankle + 0.997 * self.leg
 
 
 def sample_body(rng: np.random.Generator, gender: str) -> Body:
     """Proportions of one person: each length within a few per cent of the mean."""
+
     def vary(value: float, spread: float = 0.03) -> float:
         return float(value * (1.0 + spread * rng.uniform(-1.0, 1.0)))
 
@@ -76,8 +77,9 @@ def sample_body(rng: np.random.Generator, gender: str) -> Body:
 class Motion:
     """Tracks of one motion in the action's frame; arrays are (T, ...) and angles are clamped to the joints' limits.
 
-    `arms` holds (flexion, abduction, rotation, elbow) per side; `hands` overrides an arm by a target of the wrist, in the
-    chest's frame (origin at the neck) or in the action's frame (`hands_in_chest = False`). `feet` are ankle targets.
+    `arms` holds (flexion, abduction, rotation, elbow) per side; `hands` overrides an arm by a target of the wrist, in
+    the chest's frame (origin at the neck) or in the action's frame (`hands_in_chest = False`). `feet` are ankle
+    targets.
     """
 
     pelvis: np.ndarray  # (T, 3)
@@ -129,9 +131,8 @@ def rotation(axis: str, angle: np.ndarray) -> np.ndarray:
 
 
 def _apply(matrix: np.ndarray, vector: np.ndarray | tuple[float, float, float]) -> np.ndarray:
-    return np.einsum("tij,...j->ti", matrix, np.asarray(vector, float)) if np.ndim(vector) == 1 else np.einsum(
-        "tij,tj->ti", matrix, vector
-    )
+    """Rotates one vector (3,) or a vector per frame (T, 3) by (T, 3, 3)."""
+    return (matrix @ np.asarray(vector, float)[..., None])[..., 0]
 
 
 def two_bones(
@@ -141,7 +142,8 @@ def two_bones(
 
     The joint's flexion stays within `limits`: a target out of reach is approached as far as they allow.
     """
-    reach = np.sqrt(first**2 + second**2 + 2.0 * first * second * np.cos(np.asarray(limits)))  # at least, at most flexed
+    # of the least and of the most flexed limb
+    reach = np.sqrt(first**2 + second**2 + 2.0 * first * second * np.cos(np.asarray(limits)))
     offset = target - root
     distance = np.linalg.norm(offset, axis=-1, keepdims=True)
     direction = offset / np.maximum(distance, 1e-6)

@@ -1,8 +1,8 @@
 """What train, val and test may contain, so that no held-out clip is a variation of a training clip.
 
 Three things are held out: bands of the motions' amplitude and style, combinations of action, side, direction and
-colours, and one phrasing of each action (the last one, for the test split). A motion belongs to one clip of one split, with its one
-view; since the bands are disjoint, no other view or mirror image of it can be in another split.
+colours, and one phrasing of each action (the last one, for the test split). A motion belongs to one clip of one split,
+with its one view; since the bands are disjoint, no other view or mirror image of it can be in another split.
 """
 
 from __future__ import annotations

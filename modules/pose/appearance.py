@@ -33,6 +33,7 @@ BACKGROUNDS: dict[str, RGB] = {
 SKINS: dict[str, RGB] = {"light": (240, 186, 150), "tan": (196, 136, 92), "dark": (112, 70, 46)}
 HAIRS: dict[str, RGB] = {"black": (34, 26, 24), "brown": (92, 54, 28), "blond": (222, 178, 84)}
 SHOES: RGB = (66, 60, 62)
+PARTS = ("shirt", "trousers", "skin", "hair", "shoes")
 FLOOR_ROW = 0.80  # share of the height above the floor
 FLOOR_SHADE = 0.86  # the floor is the background's colour, darker
 
@@ -47,7 +48,7 @@ class FigureColours:
     hair: str = "brown"
 
     def rgb(self, part: str) -> RGB:
-        """Colour of "shirt", "trousers", "skin", "hair" or "shoes".
+        """Colour of one of PARTS.
 
         Raises:
             UserError: the figure's name of that colour is not in the palette.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from modules.pose.appearance import FigureColours, draw_background
+from modules.pose.appearance import PARTS, FigureColours, draw_background
 from modules.pose.skeleton import JOINT_NAMES
 
 _JOINT = {name: index for index, name in enumerate(JOINT_NAMES)}
@@ -56,7 +56,8 @@ class _Shape(NamedTuple):
 def figure_height(joints: np.ndarray, visibility: np.ndarray) -> np.ndarray:
     """Standing height in px that fits the bones as they are seen: (..., 18, 2), (..., 18) -> (...).
 
-    The largest estimate of all bones counts, because a bone that points at the camera looks short. 0 where no bone is seen.
+    The largest estimate of all bones counts, because a bone that points at the camera looks short. 0 where no bone is
+    seen.
     """
     ends = joints[..., _BONE_ENDS, :]  # (..., bones, 2 ends, 2)
     lengths = np.linalg.norm(ends[..., 0, :] - ends[..., 1, :], axis=-1) / _BONE_LENGTHS
@@ -99,8 +100,8 @@ def draw_figures(
         visibility: (P, 18) bool.
         colours: one per person.
         height, width: canvas in px.
-        depths: (P, 18) distance of each joint from the camera, in any unit; None: people with lower feet are nearer, and
-            arms are in front of the body.
+        depths: (P, 18) distance of each joint from the camera, in any unit; None: people with lower feet are nearer,
+            and arms are in front of the body.
         background: name of a background, or a picture (height, width, 3) uint8.
 
     Returns:
@@ -113,9 +114,10 @@ def draw_figures(
         canvas = cv2.resize(background, (width * factor, height * factor), interpolation=cv2.INTER_NEAREST)
     for person in _far_to_near(joints, visibility, depths):
         own_depths = None if depths is None else depths[person]
+        palette = {part: colours[person].rgb(part) for part in PARTS}
         for shape in _shapes(joints[person], visibility[person], own_depths):
-            colour = colours[person].rgb(shape.part)
-            _paint(canvas, shape, tuple(shape.shade * c for c in colour), factor)
+            red, green, blue = palette[shape.part]
+            _paint(canvas, shape, (shape.shade * red, shape.shade * green, shape.shade * blue), factor)
     return cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
 
 
@@ -167,12 +169,23 @@ class _Builder:
 
     def __init__(self, joints: np.ndarray, visibility: np.ndarray, depths: np.ndarray | None) -> None:
         self.points: dict[str, Point] = {
-            name: point for name, point, seen in zip(JOINT_NAMES, joints.tolist(), visibility.tolist(), strict=True) if seen
+            name: point
+            for name, point, seen in zip(JOINT_NAMES, joints.tolist(), visibility.tolist(), strict=True)
+            if seen
         }
-        self.depths = None if depths is None else dict(zip(JOINT_NAMES, depths.tolist(), strict=True))
-        self.height = float(figure_height(joints, visibility))
+        self.depths: dict[str, float] | None = None if depths is None else dict(zip(JOINT_NAMES, depths.tolist(), strict=True))
+        self.height = self._height()
         self.shapes: list[_Shape] = []
         self.trunk_depth = self.depth("neck", "r_hip", "l_hip") or 0.0
+
+    def _height(self) -> float:
+        """`figure_height` of this person."""
+        height, points = 0.0, self.points
+        for first, second, length in _BONES:
+            a, b = points.get(first), points.get(second)
+            if a and b:
+                height = max(height, math.hypot(a[0] - b[0], a[1] - b[1]) / length)
+        return height
 
     def get(self, *names: str) -> list[Point] | None:
         """The points of these joints if all are seen."""
@@ -247,7 +260,7 @@ def _arm(build: _Builder, side: str) -> None:
     depth, shade = build.limb(elbow, wrist, _THICKNESS["forearm"], "skin", 4.0)
     if wrist in build.points:
         forearm = build.get(elbow, wrist)
-        hand = _mix(*forearm, 1.18) if forearm else build.points[wrist]
+        hand = _mix(forearm[0], forearm[1], 1.18) if forearm else build.points[wrist]
         build.add([hand], 2 * _HAND, "skin", depth - 1e-3, shade)
 
 

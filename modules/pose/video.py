@@ -53,10 +53,12 @@ def read_frames(source: bytes | str | Path, indices: Sequence[int] | np.ndarray 
     return np.stack([found[number] for number in order])
 
 
-def encode_video(frames: np.ndarray, fps: float, lossless_colour: bool = False, crf: int = 18) -> bytes:
+def encode_video(
+    frames: np.ndarray, fps: float, lossless_colour: bool = False, crf: int = 18, preset: str = "fast"
+) -> bytes:
     """`write_video` into memory: an mp4 file as bytes, the same bytes for the same frames."""
     buffer = io.BytesIO()
-    _encode(buffer, frames, fps, lossless_colour, crf)
+    _encode(buffer, frames, fps, lossless_colour, crf, preset)
     return buffer.getvalue()
 
 
@@ -77,7 +79,9 @@ def write_video(
         _encode(file, frames, fps, lossless_colour, crf)
 
 
-def _encode(file: object, frames: np.ndarray, fps: float, lossless_colour: bool, crf: int) -> None:
+def _encode(
+    file: object, frames: np.ndarray, fps: float, lossless_colour: bool, crf: int, preset: str = "fast"
+) -> None:
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"write_video: got {frames.dtype} {frames.shape}, allowed is uint8 (F, H, W, 3)")
     if not lossless_colour:
@@ -85,8 +89,9 @@ def _encode(file: object, frames: np.ndarray, fps: float, lossless_colour: bool,
         odd = [(0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)]
         frames = np.pad(frames, odd, mode="edge")
     with av.open(file, "w", format="mp4") as container:
-        # One thread: the bytes then do not depend on the machine.
-        options = {"crf": str(crf), "preset": "fast", "threads": "1"}
+        # One thread: the bytes then do not depend on the machine. No macroblock tree: on small canvases its result
+        # differs from run to run.
+        options = {"crf": str(crf), "preset": preset, "threads": "1", "x264-params": "mbtree=0"}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv444p" if lossless_colour else "yuv420p"
