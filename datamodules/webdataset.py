@@ -379,12 +379,13 @@ class PoseDataModule(L.LightningDataModule):
         UserError: no shards, or fewer of them than there are readers.
         """
         config = self._config("train")
-        readers = config.world * max(self.num_workers, 1)
-        if len(config.shards) < readers:
+        shards, workers = len(config.shards), max(self.num_workers, 1)
+        if shards < config.world * workers:
+            each = shards // config.world
+            remedy = f"lower data.num_workers to {each}" if each else f"train on at most {shards} devices"
             raise UserError(
-                f"{self.path} has {len(config.shards)} shards {self.splits['train']}-*.tar, but {config.world} ranks "
-                f"with {max(self.num_workers, 1)} workers need one each; lower data.num_workers to "
-                f"{len(config.shards) // config.world}, or write more and smaller shards"
+                f"{self.path} has {shards} shards {self.splits['train']}-*.tar, but {config.world} rank(s) with "
+                f"{workers} worker(s) need one each; {remedy}, or write more and smaller shards"
             )
         return TrainLoader(TrainStream(config), self.num_workers, count_samples(config.shards))
 

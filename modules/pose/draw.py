@@ -30,7 +30,7 @@ _BOX_COLORS = ((255, 255, 255), (255, 220, 90), (120, 220, 255), (255, 150, 200)
 
 def _fixed(points: np.ndarray) -> np.ndarray:
     """Continuous px (pixel i covers i..i+1) to cv2's fixed-point numbers (pixel i is at i)."""
-    return np.round((np.clip(points, -_FAR, _FAR) - 0.5) * 2**_SHIFT).astype(np.int32)
+    return np.round((np.clip(np.nan_to_num(points), -_FAR, _FAR) - 0.5) * 2**_SHIFT).astype(np.int32)
 
 
 def draw_pose(joints: np.ndarray, visibility: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -105,7 +105,7 @@ def with_label(picture: np.ndarray, text: str) -> np.ndarray:
     band = max(12, picture.shape[1] // 12)
     scale = 0.75 * band / cv2.getTextSize("0g", _FONT, 1.0, 1)[0][1] / 1.4
     (width, _), _ = cv2.getTextSize(text, _FONT, scale, 1)
-    scale *= min(1.0, (picture.shape[1] - 2) / max(width, 1))
+    scale *= min(1.0, (picture.shape[1] - 4) / max(width, 1))
     (width, height), _ = cv2.getTextSize(text, _FONT, scale, 1)
     line = np.zeros((band, picture.shape[1], 3), np.uint8)
     origin = ((picture.shape[1] - width) // 2, (band + height) // 2)
