@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
-import subprocess
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from callbacks.console import Console
+from callbacks.console import Console, quiet, say
 from callbacks.ema import EMA, load
 from callbacks.finite import StopAtNonFiniteLoss
 from callbacks.history import History
@@ -23,11 +20,12 @@ from callbacks.samples import Samples
 from callbacks.throughput import Throughput, peak_memory_mb
 from configs.cli import run_script, split_arguments
 from configs.loader import load_config, to_plain
-from configs.run import RunFolder
+from configs.run import RunFolder, summary
 from configs.schema import RunConfig, stage_module
 from configs.show import show
 from datamodules.shards import find_shards
 from datamodules.webdataset import PoseDataModule, iter_clips
+from modules.checkpoint import code_version
 from modules.strategy import build_strategy, read_checkpoint
 
 
@@ -45,9 +43,10 @@ def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     quiet()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     run = RunFolder(cfg)
-    module = stage_module(cfg.stage)(to_plain(cfg.model), max_steps=cfg.trainer.max_steps)
-    for split in (cfg.data.train_split, cfg.data.val_split):
-        find_shards(cfg.data.path, split)  # raises where there are none
+    module = build_module(cfg)
+    data = cfg.data
+    for split in (data.train_split, data.val_split):
+        find_shards(data.path, split)  # raises where there are none
     started_with = run.started_with()
     resume = run.last.exists() and not cfg.fresh
     if resume:
@@ -57,18 +56,19 @@ def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     if resume and metrics is not None:
         say(f"{run.root} is finished: {summary(metrics)}; fresh=true trains it again")
         if not run.export.exists():
-            export(module, run, metrics)
+            export(run, metrics)
             say(f"exported to {run.export}")
         return metrics, objects
 
     if resume:
         module.on_load_checkpoint(read_checkpoint(run.last, weights=False))  # what `encode` needs
     else:
-        clips = functools.partial(iter_clips, cfg.data.path, cfg.data.train_split, module.columns, cfg.data.num_frames)
-        module.setup_data(clips)
+        if hasattr(module, "setup_data"):
+            source = data.path, data.train_split, module.columns, data.num_frames
+            module.setup_data(functools.partial(iter_clips, *source, min_confidence=data.min_confidence))
         rank_zero_only(run.start)(started_with)
     datamodule = PoseDataModule(
-        **to_plain(cfg.data), seed=cfg.seed, columns=module.columns, encode=module.encode, collate=module.collate
+        **to_plain(data), seed=cfg.seed, columns=module.columns, encode=module.encode, collate=module.collate
     )
     trainer, parts = build_trainer(cfg, run, module.monitor)
     say(f"{run.root}: " + (f"goes on from {run.last}" if resume else f"starts, {cfg.trainer.max_steps} steps"))
@@ -80,10 +80,15 @@ def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     checkpoint = run.checkpoints / Path(best or run.last).name
     if trainer.is_global_zero:
         metrics = collect_metrics(cfg, trainer, checkpoint, **parts)
-        export(module, run, metrics)
+        export(run, metrics)
         run.finish(metrics)
         say(f"{run.root}: {summary(metrics)}; exported to {run.export}")
     return metrics or {}, {**objects, "datamodule": datamodule, "trainer": trainer}
+
+
+def build_module(cfg: RunConfig) -> Any:
+    """The LightningModule of the stage."""
+    return stage_module(cfg.stage)(to_plain(cfg.model), max_steps=cfg.trainer.max_steps)
 
 
 def build_trainer(cfg: RunConfig, run: RunFolder, monitor: tuple[str, str]) -> tuple[L.Trainer, dict[str, Any]]:
@@ -149,47 +154,19 @@ def collect_metrics(
     }
 
 
-def export(module: L.LightningModule, run: RunFolder, metrics: dict[str, Any]) -> None:
+def export(run: RunFolder, metrics: dict[str, Any]) -> None:
     """Write `export/` from the best checkpoint, with the averaged weights where there are any."""
     content = read_checkpoint(run.checkpoints / metrics["checkpoint"])
+    # A new module: that of the training may be spread over devices.
+    module = build_module(run.cfg)
     module.on_load_checkpoint(content)
     module.load_state_dict(content["state_dict"], strict=module.strict_loading)
     for name, state in content.get("callbacks", {}).items():
         if name == EMA.__name__:
             load(module, state["average"])
     info = {"step": metrics["best_step"], "metrics": metrics["val"], "data": run.cfg.data.path, "code": code_version()}
-    module.cpu().eval()
-    module.export(run.export, info)  # type: ignore[operator]  # every stage's module has one
-
-
-def code_version() -> str:
-    """Commit of the code, where git knows it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def summary(metrics: dict[str, Any]) -> str:
-    """The run in a line."""
-    score = metrics["val"].get(metrics["monitor"])
-    best = f", {metrics['monitor']} {score:.4g} at step {metrics['best_step']}" if score is not None else ""
-    return f"{metrics['steps']} steps in {metrics['seconds']:.0f} s{best}"
-
-
-@rank_zero_only
-def say(text: str) -> None:
-    print(text, flush=True)
-
-
-def quiet() -> None:
-    """Leave the terminal to the run's own lines: no notes on hardware, no advice on workers."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    module.eval()
+    module.export(run.export, info)
 
 
 def main(arguments: list[str]) -> None:

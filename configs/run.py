@@ -81,9 +81,23 @@ class RunFolder:
             json.dump(metrics, file, indent=2)
 
 
+def summary(metrics: dict[str, Any]) -> str:
+    """A finished run in a line."""
+    score = metrics["val"].get(metrics["monitor"])
+    best = f", {metrics['monitor']} {score:.4g} at step {metrics['best_step']}" if score is not None else ""
+    return f"{metrics['steps']} steps in {metrics['seconds']:.0f} s{best}"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Keys on lines of their own, lists in a line."""
+
+
+_Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, True))
+
+
 def to_yaml(cfg: RunConfig) -> str:
     """The resolved configuration."""
-    return yaml.safe_dump(to_plain(cfg), sort_keys=False, default_flow_style=None, width=110)
+    return yaml.dump(to_plain(cfg), Dumper=_Dumper, sort_keys=False, width=110)
 
 
 def data_fingerprint(data: DataConfig) -> dict[str, Any]:

@@ -24,8 +24,9 @@ def show(cfg: RunConfig) -> str:
         return "\n".join([*lines, f"# parameters: not known yet: {error}"])
     memory = estimate_memory(trainable, frozen, cfg.trainer)
     lines.append(f"# parameters: {trainable:,} trainable, {frozen:,} frozen")
-    lines.append(f"# memory of each device: {sum(memory.values()) / GIB:.2f} GiB = " + " + ".join(
-        f"{name} {size / GIB:.2f}" for name, size in memory.items() if size))  # fmt: skip
+    unit, name = (GIB, "GiB") if sum(memory.values()) >= GIB else (GIB / 1024, "MiB")
+    parts = " + ".join(f"{part} {size / unit:.1f}" for part, size in memory.items() if size)
+    lines.append(f"# memory of each device: {sum(memory.values()) / unit:.1f} {name} = {parts}")
     lines.append("# and activations, which grow with data.batch_size (halve it and double trainer.accumulate to save)")
     return "\n".join(lines)
 

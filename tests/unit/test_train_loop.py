@@ -193,7 +193,7 @@ def test_show_prints_config_size_and_memory(shards: Path, capsys: pytest.Capture
     out = capsys.readouterr().out
     assert "stage: evaluator" in out
     assert "trainable, 0 frozen" in out
-    assert "GiB = weights" in out
+    assert "MiB = weights" in out
 
 
 def test_mistakes_end_with_status_2_and_lines(
