@@ -9,7 +9,7 @@ import numpy as np
 from modules.evaluation.llm import COLUMNS, NOTES, Judge, by_kind, make_plans, retrieve, valid_share
 from modules.evaluation.video import COLUMNS as VIDEO_COLUMNS
 from modules.evaluation.video import NOTES as VIDEO_NOTES
-from modules.evaluation.video import add_row, score_video
+from modules.evaluation.video import add_row, another, score_video
 from modules.metrics.novelty import gather_motions
 from modules.pipeline import Pipeline
 from modules.pose.io import Plan
@@ -67,7 +67,7 @@ def _rendered(
     shown = [scene.at(np.arange(0, scene.num_frames, stride)) for scene in dense]
     scores = []
     for i, (video, scene, clip) in enumerate(zip(videos, shown, clips, strict=True)):
-        other = shown[(i + len(shown) // 2) % len(shown)]
+        other = shown[another(i, len(shown))]
         # The other scene is held or cut to this one's length.
         other = other.at(np.minimum(np.arange(scene.num_frames), other.num_frames - 1))
         scores.append(score_video(video, scene, scene, other, clip))

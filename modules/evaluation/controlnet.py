@@ -16,7 +16,7 @@ from modules.base.network import BaseNetwork
 from modules.controlnet.network import PoseRenderer
 from modules.controlnet.sampler import to_pixels
 from modules.errors import UserError
-from modules.evaluation.video import COLUMNS, NOTES, VideoScore, add_row, score_video
+from modules.evaluation.video import COLUMNS, NOTES, VideoScore, add_row, another, score_video
 from modules.pipeline import RenderConfig
 from modules.pose.letterbox import Letterbox
 from modules.pose.scene import Clip, Scene
@@ -83,8 +83,7 @@ def evaluate(
     config = renderer.base.config
     size = (config.height, config.width)
     samples = gather(clips, count, settings.frame_stride, config.num_frames, size)
-    # The clip half the data set further on is "another clip": neighbours share their first action in no order.
-    others = [samples[(i + len(samples) // 2) % len(samples)] for i in range(len(samples))]
+    others = [samples[another(i, len(samples))] for i in range(len(samples))]
     options, fps = dataclasses.asdict(settings), samples[0].clip.scene.fps / settings.frame_stride
     own_poses, other_poses = [s.scene for s in samples], [s.scene for s in others]
 

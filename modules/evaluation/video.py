@@ -43,6 +43,11 @@ class VideoScore:
     clothes: list[bool]  # shirt and trousers of everybody
 
 
+def another(index: int, count: int) -> int:
+    """Index of "another clip": always a different one (count > 1), and with another first action in the sample data."""
+    return (index + (2 * count // 5 | 1)) % count
+
+
 def masks(scene: Scene, height: int, width: int) -> np.ndarray:
     """Figures drawn from a scene, (F, H, W) bool."""
     fitted = Letterbox((scene.width, scene.height), (width, height)).scene(scene)

@@ -1,4 +1,4 @@
-"""generate.py with bad input: one line with the next step, and nothing half-written. And what it writes when all is well."""
+"""generate.py: bad input gives one line with the next step and nothing half-written; good input gives whole folders."""
 
 from __future__ import annotations
 
