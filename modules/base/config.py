@@ -59,9 +59,9 @@ class BaseConfig:
     kl_weight: float = 1e-5
     detail_weight: float = 0.0  # additional weight of pixels that differ from their neighbourhood: edges, thin limbs
     caption_dropout: float = 0.1  # share of the captions replaced by the empty prompt
-    # Colours, people and places are learned from short windows of many clips, motion from whole ones of fewer: the first
-    # `short_share` of the second phase sees `short_frames` frames of every clip of the batch, the rest sees all frames of
-    # its first `long_clips` clips.
+    # Colours, people and places are learned from short windows of many clips, motion from whole ones of fewer: the
+    # first `short_share` of the second phase sees `short_frames` frames of every clip of the batch, the rest sees all
+    # frames of its first `long_clips` clips.
     short_share: float = 0.0
     short_frames: int = 2
     long_clips: int = 8

@@ -85,7 +85,9 @@ class BaseModule(L.LightningModule):
         scale = self.network.latent_scale
         scale.copy_(1 / (keep / scale + (1 - keep) * std.clamp_min(1e-4)))
 
-    def model_step(self, batch: dict[str, Any], timestep: Tensor, noise: Tensor, captions: list[str]) -> dict[str, Tensor]:
+    def model_step(
+        self, batch: dict[str, Any], timestep: Tensor, noise: Tensor, captions: list[str]
+    ) -> dict[str, Tensor]:
         """Diffusion loss of a batch at given timesteps (B,) and noise (B, C, F, h, w)."""
         latents = self.network.encode_frames(batch["frames"])
         text = self.network.encode_text(captions)
@@ -102,8 +104,8 @@ class BaseModule(L.LightningModule):
             self.log("train/loss", parts["loss"])
             return parts["loss"]
         batch = self._window(batch)
-        batch_size = len(batch["captions"])
-        timestep = draw_timesteps(batch_size, self.config.network.schedule.steps, self.config.timestep_bias).to(self.device)
+        batch_size, steps = len(batch["captions"]), self.config.network.schedule.steps
+        timestep = draw_timesteps(batch_size, steps, self.config.timestep_bias).to(self.device)
         noise = torch.randn(self._latent_shape(batch), device=self.device)
         captions = drop_captions(batch["captions"], self.config.caption_dropout)
         parts = self.model_step(batch, timestep, noise, captions)
@@ -121,8 +123,8 @@ class BaseModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Loss at fixed timesteps and noise. In the first phase it is that of the untrained UNet, about 1."""
-        batch_size = len(batch["captions"])
-        timestep, noise = fixed_noise(self._latent_shape(batch), self.config.network.schedule.steps, batch_idx, self.device)
+        batch_size, steps = len(batch["captions"]), self.config.network.schedule.steps
+        timestep, noise = fixed_noise(self._latent_shape(batch), steps, batch_idx, self.device)
         parts = self.model_step(batch, timestep, noise, batch["captions"])
         self.log("val/loss", parts["loss"], batch_size=batch_size, sync_dist=True)
         if self.in_vae_phase or batch_idx == 0:
@@ -169,7 +171,8 @@ class BaseModule(L.LightningModule):
 
     def export(self, directory: Path, info: dict[str, Any]) -> None:
         """Weights at half precision, with a checksum file that is verified on loading."""
-        state = {key: value.half() if value.is_floating_point() else value for key, value in self.network.state_dict().items()}
+        full = self.network.state_dict()
+        state = {key: value.half() if value.is_floating_point() else value for key, value in full.items()}
         config = dataclasses.asdict(self.config)
         config["network"] = dataclasses.asdict(self.network.export_config())
         save_export(

@@ -17,7 +17,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from modules.base.config import BaseNetworkConfig, VAEConfig
-from modules.checkpoint import read_export
+from modules.checkpoint import WEIGHTS_FILE, read_export
 from modules.controlnet.config import ScheduleConfig, UNetConfig
 from modules.controlnet.scheduler import NoiseSchedule
 from modules.controlnet.unet import ControlResiduals, PlainAttention, VideoUNet
@@ -32,24 +32,23 @@ _CHUNK = 32  # frames that the autoencoder takes at once outside of training
 def build_vae(config: VAEConfig) -> AutoencoderKL:
     """diffusers' autoencoder for single frames."""
     levels = len(config.block_out_channels)
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        block_out_channels=tuple(config.block_out_channels),
-        layers_per_block=config.layers_per_block,
-        latent_channels=config.latent_channels,
-        norm_num_groups=config.norm_num_groups,
-        mid_block_add_attention=config.mid_attention,
-    )
+    arguments: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "block_out_channels": tuple(config.block_out_channels),
+        "layers_per_block": config.layers_per_block,
+        "latent_channels": config.latent_channels,
+        "norm_num_groups": config.norm_num_groups,
+        "mid_block_add_attention": config.mid_attention,
+    }
+    return AutoencoderKL(in_channels=3, out_channels=3, **arguments)
 
 
 class BaseNetwork(nn.Module):
     """Text-to-video diffusion in the latent space of a frame-wise autoencoder.
 
-    Latents outside of this class are normalised: (latent - `latent_shift`) * `latent_scale`, per channel. The defaults are
-    Stable Diffusion's single factor; the demo's are fitted in training and stored with the weights.
+    Latents outside of this class are normalised: (latent - `latent_shift`) * `latent_scale`, per channel. The defaults
+    are Stable Diffusion's single factor; the demo's are fitted in training and stored with the weights.
     """
 
     latent_shift: Tensor  # (C,)
@@ -63,7 +62,7 @@ class BaseNetwork(nn.Module):
         self.text = TextEncoder(config.text)
         self.unet = VideoUNet(**config.unet.arguments(latent_channels=channels, text_width=self.text.width))
         if config.unet.block_out_channels[0] <= _SMALL_WIDTH:
-            self.unet.set_attn_processor(PlainAttention())
+            self.unet.set_attn_processor(PlainAttention())  # pyright: ignore[reportArgumentType]
         self.schedule = NoiseSchedule(config.schedule)
         self.register_buffer("latent_shift", torch.zeros(channels))
         self.register_buffer("latent_scale", torch.full((channels,), 0.18215))
@@ -129,8 +128,15 @@ def from_export(directory: str | Path) -> BaseNetwork:
         UserError: no export there, or its weights are not those that its checksums name.
     """
     found = read_export(directory, "base")
-    check_sums(found.directory)
     network = BaseNetwork(network_config(found.config["network"]))
+    if network.latent_scale.is_meta:  # sizes are asked for, not weights
+        return network
+    if not (found.directory / WEIGHTS_FILE).is_file():
+        raise UserError(
+            f"{directory} holds the shape of a network but no {WEIGHTS_FILE}: put converted weights there, or set "
+            "model.base to another export (`make train-base` makes one)"
+        )
+    check_sums(found.directory)
     network.load_state_dict(found.load_state())
     network.text.load_pretrained()
     return network

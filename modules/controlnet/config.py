@@ -70,10 +70,13 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         if self.zero_terminal_snr and self.prediction != "v":
-            raise UserError("schedule.zero_terminal_snr needs schedule.prediction=v: noise says nothing at the last step")
+            raise UserError(
+                "schedule.zero_terminal_snr needs schedule.prediction=v: noise says nothing at the last step"
+            )
         if not 0 < self.beta_start < self.beta_end < 1:
             raise UserError(
-                f"schedule.beta_start and beta_end are {self.beta_start} and {self.beta_end}; 0 < start < end < 1 is needed"
+                f"schedule.beta_start and beta_end are {self.beta_start} and {self.beta_end}; "
+                "0 < start < end < 1 is needed"
             )
 
 
@@ -84,6 +87,9 @@ class ClockConfig:
     min_stride: int = 2
     max_stride: int = 8
     val_stride: int = 4
+    # 0: training windows are drawn anew in every pass. Otherwise each clip has this many, drawn once, whose decoded
+    # frames stay in memory (of each loader process): on a CPU, decoding is a good part of a step.
+    windows: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_stride <= self.max_stride or self.val_stride < 1:

@@ -62,7 +62,7 @@ class _NoTemporalAttention(nn.Module):
 
 
 class PoseControlNet(EncoderForward, nn.Module):
-    """Copy of a `VideoUNet`'s embeddings, init attention, encoder and middle, with zero convolutions on all its outputs.
+    """Copy of a `VideoUNet`'s embeddings, init attention, encoder and middle; zero convolutions on all outputs.
 
     At the start every output is exactly zero. Gradients reach the zero convolutions in the first step, the copy in the
     second, the hint encoder's body in the third.
@@ -80,7 +80,7 @@ class PoseControlNet(EncoderForward, nn.Module):
         if not config.temporal:
             self._drop_temporal_layers()
         self.hint_encoder = HintEncoder(
-            channels=config.hint_channels, layers=config.hint_layers, out_channels=self.conv_in.out_channels
+            channels=config.hint_channels, layers=config.hint_layers, out_channels=unet.config["block_out_channels"][0]
         )
         self.down_zero_convs = nn.ModuleList(zero_conv(channels) for channels in skip_channels(unet))
         self.mid_zero_conv = zero_conv(unet.config["block_out_channels"][-1])
@@ -94,9 +94,10 @@ class PoseControlNet(EncoderForward, nn.Module):
     def _drop_temporal_layers(self) -> None:
         self.transformer_in = _NoTemporalAttention()
         for block in [*self.down_blocks, self.mid_block]:
-            block.temp_convs = nn.ModuleList(_NoTemporalConv() for _ in block.temp_convs)
-            if getattr(block, "has_cross_attention", False):
-                block.temp_attentions = nn.ModuleList(_NoTemporalAttention() for _ in block.temp_attentions)
+            block.temp_convs = nn.ModuleList(_NoTemporalConv() for _ in range(len(block.temp_convs)))  # pyright: ignore[reportArgumentType]
+            attentions = getattr(block, "temp_attentions", [])
+            if len(attentions):
+                block.temp_attentions = nn.ModuleList(_NoTemporalAttention() for _ in range(len(attentions)))
 
     def forward(
         self,
@@ -124,7 +125,7 @@ class PoseControlNet(EncoderForward, nn.Module):
             halvings = len(self.config.hint_channels) - 1
             raise ValueError(
                 f"the hint of {tuple(hint.shape[-2:])} px becomes {tuple(features.shape[-2:])}, the latents are "
-                f"{tuple(sample.shape[-2:])}: hint_channels makes {halvings} halvings, one is needed for each of the autoencoder"
+                f"{tuple(sample.shape[-2:])}: hint_channels makes {halvings} halvings, the autoencoder has others"
             )
         text = encoder_hidden_states.repeat_interleave(frames, dim=0)  # (B * F, L, D)
         emb = self.embed_condition(timestep, self.default_fps if fps is None else fps, sample)
@@ -138,7 +139,8 @@ def skip_channels(unet: VideoUNet) -> list[int]:
     """Channels of the UNet's skip connections, the input's features first."""
     channels = [unet.config["block_out_channels"][0]]
     for width, block in zip(unet.config["block_out_channels"], unet.down_blocks, strict=True):
-        channels += [width] * (len(block.resnets) + (block.downsamplers is not None))
+        halves = block.downsamplers is not None
+        channels += [width] * (len(block.resnets) + halves)  # pyright: ignore[reportArgumentType]
     return channels
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -27,8 +28,9 @@ def draw_hint(scene: Scene, indices: Sequence[int] | np.ndarray, size: tuple[int
 class Encode:
     """One window of `num_frames` frames a clip.
 
-    In training the stride between frames is random, the start too; otherwise the window starts at the crop's first frame.
-    A clip too short for its stride is shown at a smaller one; one with fewer frames than the window holds its last frame.
+    In training the stride between frames is random, the start too; otherwise the window starts at the crop's first
+    frame. A clip too short for its stride is shown at a smaller one; one with fewer frames than the window holds its
+    last frame.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Encode:
         self.clock = clock
         self.with_hint = with_hint
         self.with_mask = with_mask
+        self._kept: dict[tuple[str, int, int | None], np.ndarray] = {}  # (F, H, W, 3) by clip and window
 
     def __call__(self, clip: Clip, rng: np.random.Generator, train: bool) -> list[dict[str, Any]]:
         if clip.video is None:
@@ -53,20 +56,16 @@ class Encode:
                 f"clip {clip.key} has no video, which the renderer is trained on; give shards with a column .mp4 "
                 "(`make sample-data` makes some)"
             )
-        scene, last = clip.scene, clip.scene.num_frames - 1
-        longest = max(last // max(self.num_frames - 1, 1), 1)  # the largest stride that the clip has room for
-        clock = self.clock
-        wanted = rng.integers(clock.min_stride, clock.max_stride + 1) if train else clock.val_stride
-        stride = int(min(wanted, longest))
-        room = max(last - stride * (self.num_frames - 1), 0)
-        start = int(rng.integers(room + 1)) if train else 0
-        indices = np.minimum(start + stride * np.arange(self.num_frames), last)
+        scene = clip.scene
+        window = int(rng.integers(self.clock.windows)) if train and self.clock.windows else None
+        indices, stride = self._indices(clip, rng, train, window)
         fit = Letterbox((scene.width, scene.height), (self.size[1], self.size[0]))
-        item = {
-            "frames": fit.frames(read_frames(clip.video, clip.start + indices)),
-            "fps": scene.fps / stride,
-            "caption": clip.caption,
-        }
+        frames = self._kept.get((clip.key, clip.start, window))
+        if frames is None:
+            frames = fit.frames(read_frames(clip.video, clip.start + indices))
+            if window is not None:
+                self._kept[clip.key, clip.start, window] = frames
+        item: dict[str, Any] = {"frames": frames, "fps": scene.fps / stride, "caption": clip.caption}
         if self.with_hint:
             item["hint"] = draw_hint(scene, indices, self.size)
         if self.with_mask == "always" or (self.with_mask == "validation" and not train):
@@ -76,6 +75,18 @@ class Encode:
                 [figure_mask(joints[:, i], seen[:, i], *self.size) for i in range(self.num_frames)]
             )
         return [item]
+
+    def _indices(self, clip: Clip, rng: np.random.Generator, train: bool, window: int | None) -> tuple[np.ndarray, int]:
+        """Frames of the crop that the item shows, and the stride between them."""
+        if window is not None:
+            rng = np.random.default_rng([zlib.crc32(clip.key.encode()), window])
+        last, clock = clip.scene.num_frames - 1, self.clock
+        longest = max(last // max(self.num_frames - 1, 1), 1)  # the largest stride that the clip has room for
+        wanted = rng.integers(clock.min_stride, clock.max_stride + 1) if train else clock.val_stride
+        stride = int(min(wanted, longest))
+        room = max(last - stride * (self.num_frames - 1), 0)
+        start = int(rng.integers(room + 1)) if train else 0
+        return np.minimum(start + stride * np.arange(self.num_frames), last), stride
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -36,8 +36,9 @@ class PoseRenderer(nn.Module):
         halvings = len(config.hint_channels) - 1
         if 2**halvings != base.config.vae.factor:
             raise UserError(
-                f"network.hint_channels has {halvings + 1} entries, which makes {halvings} halvings; the autoencoder of the "
-                f"base makes pixels {base.config.vae.factor} times smaller: give {base.config.vae.factor.bit_length()} entries"
+                f"network.hint_channels has {halvings + 1} entries, which makes {halvings} halvings; the autoencoder "
+                f"of the base makes pictures {base.config.vae.factor} times smaller: give "
+                f"{base.config.vae.factor.bit_length()} entries"
             )
         self.base = base.requires_grad_(False).eval()
         self.control = PoseControlNet.from_unet(base.unet, config)

@@ -15,8 +15,8 @@ from modules.controlnet.config import ScheduleConfig
 class NoiseSchedule(nn.Module):
     """Diffusion over `config.steps` timesteps with betas that are linear in their square root (DDPM, DDIM).
 
-    Sources: DDIM (arXiv 2010.02502), v-prediction (arXiv 2202.00512), zero terminal SNR (arXiv 2305.08891), dynamic rescale
-    (arXiv 2310.12190). The tables are buffers outside of the state dict: the config makes them.
+    Sources: DDIM (arXiv 2010.02502), v-prediction (arXiv 2202.00512), zero terminal SNR (arXiv 2305.08891), dynamic
+    rescale (arXiv 2310.12190). The tables are buffers outside of the state dict: the config makes them.
     """
 
     signal: Tensor  # (T,) sqrt(a_t)
@@ -54,7 +54,7 @@ class NoiseSchedule(nn.Module):
         return signal * scale * clean + sigma * noise
 
     def target(self, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-        """What the network has to predict: the noise, or v = sqrt(a) * x0 - ... in its usual sign."""
+        """What the network has to predict: the noise, or v = sqrt(a) * noise - sqrt(1 - a) * s * x0."""
         if self.config.prediction == "epsilon":
             return noise
         signal, sigma, scale = self.tables(timestep, clean)
@@ -70,8 +70,8 @@ class NoiseSchedule(nn.Module):
     def timesteps(self, count: int) -> list[int]:
         """`count` timesteps from noisy to clean, evenly spread.
 
-        With zero signal at the end they start at the last one ("trailing"); VideoCrafter2's are "leading" with an offset of
-        1: the same as its own for counts that divide the number of steps.
+        With zero signal at the end they start at the last one ("trailing"); VideoCrafter2's are "leading" with an
+        offset of 1: the same as its own for counts that divide the number of steps.
         """
         total = self.config.steps
         if not 1 <= count < total:

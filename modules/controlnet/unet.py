@@ -219,7 +219,7 @@ class VideoUNet(EncoderForward, UNet3DConditionModel):
         """Up blocks and the output convolution, (B * F, C, H, W)."""
         rest = list(skips)
         for block in self.up_blocks:
-            count = len(block.resnets)
+            count = len(block.resnets)  # pyright: ignore[reportArgumentType]
             taken, rest = rest[-count:], rest[:-count]
             size = tuple(rest[-1].shape[-2:]) if rest else None  # the next skip's height and width
             cross = {"encoder_hidden_states": text} if getattr(block, "has_cross_attention", False) else {}
@@ -232,4 +232,5 @@ class VideoUNet(EncoderForward, UNet3DConditionModel):
                 num_frames=frames,
                 **cross,
             )
-        return self.conv_out(self.conv_act(self.conv_norm_out(x)))
+        x = self.conv_act(self.conv_norm_out(x))  # pyright: ignore[reportOptionalCall]
+        return self.conv_out(x)
