@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,16 +11,18 @@ import torch
 from torch import nn
 
 from modules.errors import UserError
+from modules.muon import Muon
 
 
 @dataclass
 class OptimConfig:
-    """AdamW with a linear warm-up.
+    """AdamW with a linear warm-up; with `muon_lr` above 0, Muon for the matrices that the stage names.
 
     `min_lr_ratio` is the learning rate at the last step as a share of `lr` (only `schedule="cosine"` reaches it).
     """
 
     lr: float = 1e-3
+    muon_lr: float = 0.0  # 0: AdamW for everything
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     warmup_steps: int = 100
@@ -30,6 +32,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise UserError(f"optim.lr is {self.lr}; it must be above 0, for example 1e-3")
+        if self.muon_lr < 0:
+            raise UserError(f"optim.muon_lr is {self.muon_lr}; it must be 0 (AdamW alone) or more, for example 0.02")
         if self.warmup_steps < 0:
             raise UserError(f"optim.warmup_steps is {self.warmup_steps}; it must be 0 or more")
         if not 0 <= self.min_lr_ratio <= 1:
@@ -47,20 +51,35 @@ def lr_factor(step: int, cfg: OptimConfig, max_steps: int) -> float:
 
 
 def build_optimizer(
-    named_params: Iterable[tuple[str, nn.Parameter]], cfg: OptimConfig, max_steps: int
+    named_params: Iterable[tuple[str, nn.Parameter]],
+    cfg: OptimConfig,
+    max_steps: int,
+    is_hidden: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, Any]:
     """What `LightningModule.configure_optimizers` returns: AdamW and a schedule that is stepped every optimiser step.
 
     Frozen parameters are left out. Weight decay acts on matrices and kernels alone: vectors (biases, the scales of
     norms) are not decayed.
+
+    Args:
+        is_hidden: which parameters, by name, `cfg.muon_lr` is for where they are matrices: those of hidden layers, not
+            embeddings and not the head.
     """
-    trainable = [param for _, param in named_params if param.requires_grad]
+    trainable = [(name, param) for name, param in named_params if param.requires_grad]
     if not trainable:
         raise UserError("there is nothing to train: every parameter is frozen")
-    groups = [
-        {"params": [param for param in trainable if param.ndim >= 2], "weight_decay": cfg.weight_decay},
-        {"params": [param for param in trainable if param.ndim < 2], "weight_decay": 0.0},
+    hidden = [param for name, param in trainable if cfg.muon_lr > 0 and param.ndim == 2 and is_hidden(name)]
+    rest = [param for name, param in trainable if not (cfg.muon_lr > 0 and param.ndim == 2 and is_hidden(name))]
+    groups: list[dict[str, Any]] = [
+        {"params": [param for param in rest if param.ndim >= 2], "weight_decay": cfg.weight_decay},
+        {"params": [param for param in rest if param.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=cfg.lr, betas=cfg.betas)
+    groups = [group for group in groups if group["params"]]
+    optimizer: torch.optim.Optimizer
+    if hidden:
+        groups.append({"params": hidden, "lr": cfg.muon_lr, "weight_decay": cfg.weight_decay, "muon": True})
+        optimizer = Muon(groups, lr=cfg.lr, betas=cfg.betas)
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, cfg, max_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

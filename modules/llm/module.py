@@ -208,7 +208,9 @@ class LLMModule(L.LightningModule):
         self.val_scores.reset()
 
     def configure_optimizers(self) -> Any:
-        return build_optimizer(self.network.named_parameters(), self.config.optim, self.max_steps)
+        return build_optimizer(
+            self.network.named_parameters(), self.config.optim, self.max_steps, lambda name: ".layers." in name
+        )
 
     def director(self) -> Director:
         """This network as it is now, to plan scenes with."""
