@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -70,6 +71,8 @@ class DemoConfig:
 
 def demo(cfg: DemoConfig) -> None:
     """Make what is missing and show all of it."""
+    # Like Ctrl-C: the programs that it started are stopped, and nothing is lost.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.monotonic()
     cores = os.cpu_count() or 1
     workers = min(2, cores)

@@ -150,10 +150,13 @@ def score_interp(job: Job) -> tuple[int, list[Table]]:
     from modules.evaluation.interp import STRIDES, evaluate
 
     clips = job.held_out()
-    network = load_frozen(job.exports["interp"], "interp")
+    path = job.exports["interp"]
+    trained, network = read_export(path, "interp").config["strides"], load_frozen(path, "interp")
     with Progress(len(STRIDES) * sum(len(clip.scene.persons) for clip in clips), "people") as progress:
         sampling = job.chain.pipeline.interp
-        return len(clips), evaluate(network, clips, sampling=sampling, seed=job.seed, progress=progress)  # type: ignore[arg-type]
+        return len(clips), evaluate(
+            network, clips, sampling=sampling, seed=job.seed, trained=trained, progress=progress
+        )
 
 
 def score_controlnet(job: Job) -> tuple[int, list[Table]]:

@@ -148,14 +148,21 @@ def evaluate(
     *,
     sampling: SamplingConfig,
     seed: int,
+    trained: Sequence[int] = STRIDES,
     progress: Callable[[int], None] | None = None,
 ) -> list[Table]:
     """One table for each stride (dense frames per key): real, linear, PCHIP, ours.
 
     Args:
+        trained: the strides that the network has seen; others are scored and said to be new to it.
         progress: called with the number of people that the network has done.
     """
-    return [_table(network, gather(clips, stride), stride, sampling, seed, progress) for stride in STRIDES]
+    tables = []
+    for stride in STRIDES:
+        tables.append(_table(network, gather(clips, stride), stride, sampling, seed, progress))
+        if stride not in trained:
+            tables[-1].notes.append(f"This network was trained with strides {', '.join(map(str, trained))} alone.")
+    return tables
 
 
 def _table(

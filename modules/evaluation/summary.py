@@ -42,7 +42,6 @@ LINES = (
     Line("dense: whole caption", "chain", "chain", "whole caption", _DENSE, _RETRIEVAL, _REAL),
     Line("dense: novelty", "chain", "chain", "novelty", _DENSE, "", _REAL),
     Line("interp: MPJPE, stride 10", "interp", "stride 10", "MPJPE", "ours", "PCHIP"),
-    Line("interp: MPJPE, stride 30", "interp", "stride 30", "MPJPE", "ours", "PCHIP"),
     Line("renderer: figure IoU", "controlnet", "rendering", "figure IoU", "ours", "control off", "real video"),
     Line("renderer: figure IoU", "controlnet", "rendering", "figure IoU", "ours", "another clip's poses", "real video"),
     Line(

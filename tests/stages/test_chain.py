@@ -22,7 +22,11 @@ ROOT = Path(__file__).parents[2]
 # What makes each stage smaller than its smoke.yaml.
 TINY = {
     "vqvae": ["model.network.codebook_size=16", "model.network.width=16"],
-    "llm": ["model.architecture.hidden_size=32", "model.architecture.intermediate_size=32", "model.text_vocabulary=300"],
+    "llm": [
+        "model.architecture.hidden_size=32",
+        "model.architecture.intermediate_size=32",
+        "model.text_vocabulary=300",
+    ],
     "interp": ["model.network.width=16", "model.network.layers=1"],
     "base": ["model.network.unet.block_out_channels=[16,16]", "model.network.vae.block_out_channels=[8,8,8]"],
     "controlnet": [],
@@ -40,7 +44,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         build(SyntheticConfig(out="data", train=8, val=2, test=4, shard_size=4, workers=1), progress=False)
         for stage in ("vqvae", "llm", "interp", "base", "controlnet", "evaluator"):
-            train_script.train(load_config([str(ROOT / f"configs/{stage}/smoke.yaml")], [*COMMON, *STEPS, *TINY[stage], *UPSTREAM[stage]]))
+            train_script.train(
+                load_config(
+                    [str(ROOT / f"configs/{stage}/smoke.yaml")], [*COMMON, *STEPS, *TINY[stage], *UPSTREAM[stage]]
+                )
+            )
     return folder
 
 
