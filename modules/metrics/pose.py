@@ -106,7 +106,7 @@ def torso_length(target: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]:
     middle = (target[..., R_HIP, :] + target[..., L_HIP, :]) / 2
     length = (target[..., NECK, :] - middle).norm(dim=-1)  # (..., N)
     seen = visibility[..., [NECK, R_HIP, L_HIP]].all(-1)  # (..., N)
-    mean = (length * seen).sum(-1) / seen.sum(-1).clamp(min=1)
+    mean = torch.where(seen, length, 0).sum(-1) / seen.sum(-1).clamp(min=1)
     return mean, seen.any(-1) & (mean > 0)
 
 
@@ -132,6 +132,15 @@ def box_scales(box: Tensor) -> tuple[Tensor, Tensor]:
     size = box[..., 2:] - box[..., :2]
     pixels = size.amax(-1)[..., None, None] / 2
     return pixels, pixels / size.norm(dim=-1)[..., None, None]
+
+
+def unit_scale(box: Tensor, other: Tensor) -> Tensor:
+    """Factor from the box coordinates of one box to those of another: (..., 4), (..., 4) px -> (..., 1, 1).
+
+    With the box of a person over the whole clip as `other`, errors over a crop are in a unit that does not depend on
+    the crop.
+    """
+    return box_scales(box)[0] / box_scales(other)[0]
 
 
 class PoseError(Metric):
