@@ -26,6 +26,7 @@ from modules.text import TextConfig, TextEncoder
 
 _SMALL_WIDTH = 128  # channels of the first level up to which plain attention beats the fused kernels on a CPU
 SUMS_FILE = "SHA256SUMS"
+_LOG_VARIANCE = -6.0  # of the posterior at the start of training
 _CHUNK = 32  # frames that the autoencoder takes at once outside of training
 
 
@@ -41,7 +42,12 @@ def build_vae(config: VAEConfig) -> AutoencoderKL:
         "norm_num_groups": config.norm_num_groups,
         "mid_block_add_attention": config.mid_attention,
     }
-    return AutoencoderKL(in_channels=3, out_channels=3, **arguments)
+    vae = AutoencoderKL(in_channels=3, out_channels=3, **arguments)
+    with torch.no_grad():
+        # The second half of these outputs is the log variance: with the usual start at 0 the noise drowns the latents,
+        # and a short training does not get rid of it.
+        vae.quant_conv.bias[config.latent_channels :] = _LOG_VARIANCE  # pyright: ignore
+    return vae
 
 
 class BaseNetwork(nn.Module):

@@ -69,7 +69,7 @@ def test_the_copy_has_the_bases_weights_and_is_its_own() -> None:
 
 
 def test_gradients_arrive_part_by_part() -> None:
-    """Zero convolutions at step 0, the copy and the hint's own zero convolution at step 1, all of the hint at step 2."""
+    """Zero convolutions at step 0, the copy and the hint's own zero convolution at step 1, the hint at step 2."""
     renderer, values = tiny_renderer(), inputs()
     parts = {
         "zero convs": [*renderer.control.down_zero_convs.parameters(), *renderer.control.mid_zero_conv.parameters()],
