@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from configs.loader import to_plain
+from configs.loader import ConfigError, load_config, to_plain
 from configs.schema import DataConfig, RunConfig
 from modules.checkpoint import INFO_FILE, fingerprint
 from modules.errors import UserError
@@ -49,8 +49,7 @@ class RunFolder:
         Raises:
             UserError: lists what differs.
         """
-        before = _flatten(yaml.safe_load(self._config.read_text()))
-        differing = _differences(before, _flatten(to_plain(self.cfg)), HARMLESS)
+        differing = _differences(_flatten(self._config_before()), _flatten(to_plain(self.cfg)), HARMLESS)
         differing += _differences(_flatten(json.loads(self._data.read_text())), _flatten(now), set())
         if differing:
             more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
@@ -58,6 +57,12 @@ class RunFolder:
                 f"{self.root} was started with other settings: {'; '.join(differing[:8])}{more}. "
                 f"Give the new run its own name (name=..., make: NAME=...), or throw the old one away with fresh=true"
             )
+
+    def _config_before(self) -> dict[str, Any]:
+        try:
+            return to_plain(load_config([str(self._config)]))  # settings that are newer than the run get their defaults
+        except ConfigError:  # settings that no longer exist
+            return yaml.safe_load(self._config.read_text())
 
     def start(self, now: dict[str, Any]) -> None:
         """Empty the folder and note what the run starts with."""

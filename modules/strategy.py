@@ -44,7 +44,10 @@ def build_strategy(name: str, *, offload: bool = False) -> Strategy | str:
 def read_checkpoint(path: Path, *, weights: bool = True) -> dict[str, Any]:
     """A training checkpoint, on the CPU and with all its weights in one place.
 
-    Without `weights`, those that would have to be put together from shards are left out. DeepSpeed writes a folder of shards, which its own code puts together in float32 (it unpickles: own runs only).
+    DeepSpeed writes a folder of shards, which its own code puts together in float32 (it unpickles: own runs only).
+
+    Args:
+        weights: False leaves out weights that would have to be put together.
     """
     if path.is_file():
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
