@@ -45,7 +45,7 @@ SAMPLE_DATA = {
     "smoke": ("data/smoke", ["train=48", "val=8", "test=8", "shard_size=16"]),
 }
 EVALUATION = {"demo": ["videos=64"], "smoke": ["clips=6", "videos=2"]}
-CHAIN_VIDEOS = {"demo": ["videos=16"], "smoke": ["clips=6", "videos=2"]}
+CHAIN_VIDEOS = {"demo": ["videos=8"], "smoke": ["clips=6", "videos=2"]}
 PROMPT = (
     "Two people in front of a white wall for 5 seconds seen from the front: on the left a woman in a red shirt and "
     "blue trousers waves her right hand, on the right a man in a green shirt and black trousers does squats."
@@ -169,7 +169,11 @@ def main(arguments: list[str]) -> None:
     prompts = [item.partition("=")[2] for item in items if item.startswith("prompt=")]
     cfg = load_typed(DemoConfig, [], [item for item in items if not item.startswith("prompt=")])
     cfg.prompt = prompts[-1] if prompts else cfg.prompt
-    demo(cfg)
+    try:
+        demo(cfg)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

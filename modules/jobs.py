@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -41,7 +41,8 @@ class _Running:
     started: float
     read: int = 0
     last_line: float = 0.0
-    progress: str = field(default="")
+    progress: str = "starting"
+    loss: str = ""
 
     def update(self) -> None:
         """Read what the log has gained."""
@@ -51,10 +52,11 @@ class _Running:
         self.read += len(new)
         for match in _PROGRESS.finditer(new.decode(errors="replace")):
             step, total, loss = match.groups()
-            self.progress = f"step {step}/{total}" + (f"  loss {loss}" if loss else "")
+            self.progress, self.loss = f"step {step}/{total}", loss or self.loss
 
     def line(self) -> str:
-        return f"{self.job.name:<18} {clock(time.monotonic() - self.started):>6}  {self.progress}"
+        loss = f"loss {self.loss}" if self.loss else ""
+        return f"{self.job.name:<18} {clock(time.monotonic() - self.started):>6}  {self.progress:<16}  {loss}"
 
 
 class JobRunner:
