@@ -18,7 +18,9 @@ _MIN_CONTRAST = 16.0  # CIELAB units: less is noise of the background
 _SAME_COLOUR = 20.0  # CIELAB units
 # A pixel is figure where it is at least so much of its neighbourhood's full contrast away from the background. Less
 # than a half, because thin limbs never reach their full contrast.
-_SHARE = 0.42
+_SHARE = 0.45
+# The same between two pixels of the figure: colours that mix where two parts meet may come close to the background.
+_SEAM_SHARE = 0.3
 _SHADES = (1.0, 0.87, 0.74)  # limbs are drawn darker than the body, those behind it more so
 _SPINE, _THIGH = (0.25, 0.35, 0.45, 0.55, 0.65), (0.35, 0.5, 0.65, 0.8)  # where to look, from 0 to 1 along the part
 _JOINT = {name: index for index, name in enumerate(JOINT_NAMES)}
@@ -64,7 +66,10 @@ def segment(frames: np.ndarray) -> np.ndarray:
     for mask, contrast in zip(masks, distance, strict=True):
         # the full contrast of the figure here: it is another one for a pale shirt than for black trousers
         full = cv2.dilate(contrast, kernel)
-        mask[:] = (contrast > _MIN_CONTRAST) & (contrast > _SHARE * full)
+        inside = (contrast > _MIN_CONTRAST) & (contrast > _SHARE * full)
+        around = np.pad(inside, 1)
+        seam = (around[:-2, 1:-1] & around[2:, 1:-1]) | (around[1:-1, :-2] & around[1:-1, 2:])
+        mask[:] = inside | (seam & (contrast > _SEAM_SHARE * full))
     return masks
 
 
