@@ -173,7 +173,9 @@ class _Builder:
             for name, point, seen in zip(JOINT_NAMES, joints.tolist(), visibility.tolist(), strict=True)
             if seen
         }
-        self.depths: dict[str, float] | None = None if depths is None else dict(zip(JOINT_NAMES, depths.tolist(), strict=True))
+        self.depths: dict[str, float] | None = (
+            None if depths is None else dict(zip(JOINT_NAMES, depths.tolist(), strict=True))
+        )
         self.height = self._height()
         self.shapes: list[_Shape] = []
         self.trunk_depth = self.depth("neck", "r_hip", "l_hip") or 0.0
