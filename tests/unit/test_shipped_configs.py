@@ -54,3 +54,13 @@ def test_it_loads_and_builds(path: Path) -> None:
 def test_overlays_fit_every_stage(path: Path) -> None:
     for stage in STAGES:
         load_config([f"configs/{stage}/paper.yaml", str(path)])
+
+
+def test_the_sizes_of_the_paper() -> None:
+    tokenizer = load_config(["configs/vqvae/paper.yaml"])
+    assert (tokenizer.model.network.num_quantizers, tokenizer.model.network.codebook_size) == (6, 512)
+    assert (tokenizer.data.num_frames, tokenizer.data.stride, tokenizer.model.num_keys) == (200, 10, 20)
+
+    director = load_config(["configs/llm/paper.yaml"])
+    assert director.trainer.strategy == "deepspeed_stage_3"
+    assert count_parameters(build_on_meta(director))[0] == pytest.approx(8.05e9, rel=0.01)  # Llama 3 8B, every one
