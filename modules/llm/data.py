@@ -3,7 +3,8 @@
 The pose tokens themselves are made on the device, by the frozen pose tokenizer, for a whole batch at once: `collate`
 leaves their places empty and says where they are (`pose_index`).
 
-Letters: P persons of a clip, R persons of a batch, K key poses, J joints, Q quantisers, B rows, L tokens of a row.
+Letters: S samples, P persons of a sample, R persons of a batch, K key poses, J joints, Q quantisers, B rows, L tokens
+of a row.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Encode:
-    """Clip -> one item: {caption, boxes (P, 4) int64, poses (P, K, J, 2), visibility (P, K, J)}.
+    """Clip -> one item: {caption, canvas (2,) px, boxes (P, 4) int64, poses (P, K, J, 2), visibility (P, K, J)}.
 
     Args:
         max_people: of a clip with more, those seen in most frames are kept.
@@ -54,6 +55,7 @@ class Encode:
         return [
             {
                 "caption": clip.caption,
+                "canvas": np.array([scene.width, scene.height]),
                 "boxes": box_to_tokens(scene.boxes, scene.width, scene.height),
                 "poses": normalise(keys.joints, keys.boxes, keys.visibility).astype(np.float32),
                 "visibility": keys.visibility,
@@ -71,6 +73,7 @@ class Collate:
         sample_ids (B, L): number of the sample in the batch, -1 in padding.
         poses (R, K, J, 2), visibility (R, K, J), key_mask (R, K): the people of all samples, padded to the longest.
         pose_index (R, K, Q): where their pose tokens stand in the flat rows, -1 in padding.
+        canvases (S, 2): width and height of each sample in px.
     """
 
     def __init__(self, *, pack_length: int) -> None:
@@ -119,6 +122,7 @@ class Collate:
             "visibility": _stack([item["visibility"] for item in items], False),
             "key_mask": pose_index[..., 0] >= 0,
             "pose_index": pose_index,
+            "canvases": torch.from_numpy(np.stack([item["canvas"] for item in items])),
         }
 
     def _prompts(self, captions: list[str]) -> list[list[int]]:

@@ -37,7 +37,6 @@ from modules.pose.draw import pose_strip
 from modules.pose.scene import Clip
 
 NUM_SAMPLES = 4  # captions of the validation split whose scenes are drawn
-CANVAS = 64  # px; boxes are relative to it
 PAPER_CODES = CodeShape(num_quantizers=6, codebook_size=512, max_keys=20)  # to tell sizes before there is an export
 
 
@@ -232,13 +231,12 @@ class LLMModule(L.LightningModule):
         images = {}
         for number, plan in enumerate(director.plan(captions)):
             truth = self.grammar.parse(ids[batch["sample_ids"] == number].tolist())
-            strips = [
-                pose_strip(
-                    scene_from_plan(p, vqvae, width=CANVAS, height=CANVAS, fps=director.fps, stride=director.stride)
-                )
+            width, height = batch["canvases"][number].tolist()
+            scenes = [
+                scene_from_plan(p, vqvae, width=width, height=height, fps=director.fps, stride=director.stride)
                 for p in (plan, truth)
             ]
-            images[f"scene{number}"] = _stack(strips)
+            images[f"scene{number}"] = _stack([pose_strip(scene) for scene in scenes])
         return images
 
     def export(self, directory: Path, info: dict[str, Any]) -> None:
