@@ -18,9 +18,9 @@ from modules.base.data import collate, make_encode
 from modules.base.network import BaseNetwork, network_config, write_sums
 from modules.checkpoint import WEIGHTS_FILE, save_export
 from modules.controlnet.config import ClockConfig
-from modules.controlnet.diffusion import diffusion_loss, draw_timesteps, drop_captions, fixed_noise
+from modules.controlnet.diffusion import diffusion_loss, draw_timesteps, drop_captions, fixed_noise, param_groups
 from modules.controlnet.sampler import Guidance, sample, to_pixels
-from modules.optim import OptimConfig, build_optimizer, lr_factor
+from modules.optim import OptimConfig, lr_factor
 from modules.pose.draw import side_by_side
 from modules.pose.scene import Clip
 
@@ -138,11 +138,10 @@ class BaseModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """One AdamW; each phase has its own warm-up and cosine. A parameter without a gradient is not touched."""
         config, first = self.config, self.config.vae_steps
-        vae = build_optimizer(self.network.vae.named_parameters(), config.vae_optim, first)["optimizer"].param_groups
         others = [*self.network.unet.named_parameters(), *self.network.text.named_parameters()]
-        rest = build_optimizer(others, config.optim, self.max_steps)["optimizer"].param_groups
-        keep = ("params", "lr", "weight_decay", "betas")
-        optimizer = torch.optim.AdamW([{key: group[key] for key in keep} for group in [*vae, *rest]])
+        vae = param_groups(self.network.vae.named_parameters(), config.vae_optim)
+        rest = param_groups(others, config.optim)
+        optimizer = torch.optim.AdamW([*vae, *rest])
 
         def vae_factor(step: int) -> float:
             return lr_factor(step, config.vae_optim, first) if step < first else 0.0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modules.controlnet.scheduler import NoiseSchedule
+from modules.optim import OptimConfig
 
 
 def draw_timesteps(batch: int, steps: int, bias: float) -> Tensor:
@@ -50,3 +52,16 @@ def diffusion_loss(
     if weight is not None:
         error = error * weight
     return {"loss": loss, "weighted": error.mean()}
+
+
+def param_groups(named: Iterable[tuple[str, nn.Parameter]], optim: OptimConfig) -> list[dict[str, Any]]:
+    """AdamW's parameter groups for a part of a network with a learning rate of its own; vectors are not decayed."""
+    trained = [parameter for _, parameter in named if parameter.requires_grad]
+    groups = []
+    for decay, chosen in (
+        (optim.weight_decay, [parameter for parameter in trained if parameter.ndim >= 2]),
+        (0.0, [parameter for parameter in trained if parameter.ndim < 2]),
+    ):
+        if chosen:
+            groups.append({"params": chosen, "lr": optim.lr, "weight_decay": decay, "betas": optim.betas})
+    return groups

@@ -17,11 +17,11 @@ from modules.checkpoint import fingerprint, save_export
 from modules.controlnet.config import ClockConfig, ControlNetConfig, ControlNetworkConfig
 from modules.controlnet.controlnet import control_parameters
 from modules.controlnet.data import Encode, collate
-from modules.controlnet.diffusion import diffusion_loss, draw_timesteps, drop_captions, fixed_noise
+from modules.controlnet.diffusion import diffusion_loss, draw_timesteps, drop_captions, fixed_noise, param_groups
 from modules.controlnet.network import PoseRenderer, load_base
 from modules.controlnet.sampler import Control, Guidance, sample, to_pixels
 from modules.metrics.video import figure_iou, segment
-from modules.optim import OptimConfig, build_optimizer
+from modules.optim import OptimConfig, lr_factor
 from modules.pose.draw import side_by_side
 
 if TYPE_CHECKING:
@@ -126,19 +126,12 @@ class ControlNetModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW; hint encoder and zero convolutions, which start from nothing, may learn faster than the copy."""
-        config = self.config
-        groups = []
+        optim, groups = self.config.optim, []
         for name, parameters in control_parameters(self.renderer.control).items():
-            lr = config.optim.lr * (config.fresh_lr_scale if name == "fresh" else 1.0)
-            built = build_optimizer(parameters, dataclasses.replace(config.optim, lr=lr), self.max_steps)
-            groups += [
-                {key: group[key] for key in ("params", "lr", "weight_decay", "betas")}
-                for group in built["optimizer"].param_groups
-            ]
-        result = build_optimizer(self.renderer.control.named_parameters(), config.optim, self.max_steps)
-        factor = result["lr_scheduler"]["scheduler"].lr_lambdas[0]
+            scale = self.config.fresh_lr_scale if name == "fresh" else 1.0
+            groups += param_groups(parameters, dataclasses.replace(optim, lr=optim.lr * scale))
         optimizer = torch.optim.AdamW(groups)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, optim, self.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @torch.no_grad()

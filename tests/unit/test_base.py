@@ -21,6 +21,7 @@ from modules.controlnet.config import ClockConfig
 from modules.controlnet.data import Encode, collate
 from modules.controlnet.diffusion import draw_timesteps, drop_captions, fixed_noise
 from modules.errors import UserError
+from modules.optim import OptimConfig
 from modules.pose.scene import Clip, Scene
 from modules.pose.video import encode_video
 from tests.unit.test_unet import TINY, tiny_base
@@ -227,3 +228,20 @@ def test_videocrafter2_shape_is_that_of_the_paper_config() -> None:
     assert isinstance(base, BaseNetwork)
     assert len(base.unet.state_dict()) == 1484
     assert (base.config.num_frames, base.config.height, base.config.width) == (16, 320, 512)
+
+
+def test_each_phase_has_its_learning_rate() -> None:
+    vae, rest = OptimConfig(lr=2e-3, warmup_steps=5), OptimConfig(lr=1e-3, warmup_steps=4)
+    module = BaseModule(tiny_config(vae_steps=20, vae_optim=vae, optim=rest), max_steps=60)
+    built = module.configure_optimizers()
+    optimizer, scheduler = built["optimizer"], built["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(60):
+        rates.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[-1]["lr"]))
+        optimizer.step()
+        scheduler.step()
+    first, second = (list(rate) for rate in zip(*rates, strict=True))
+    assert max(first) == first[5] == 2e-3
+    assert max(second) == second[24] == 1e-3
+    assert set(first[20:]) == set(second[:20]) == {0.0}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(module.network.parameters()))

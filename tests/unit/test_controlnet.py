@@ -25,6 +25,7 @@ from modules.controlnet.module import ControlNetModule
 from modules.controlnet.network import PoseRenderer
 from modules.controlnet.sampler import Control, Guidance, sample
 from modules.errors import UserError
+from modules.optim import OptimConfig
 from modules.pose.scene import Scene
 from tests.unit.test_unet import TINY, tiny_base, wake
 
@@ -219,6 +220,15 @@ def test_control_learns_what_the_hint_says() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert np.mean(losses[-5:]) < 0.9  # without the hint, the mean of the two signs costs 1
+
+
+def test_fresh_layers_may_learn_faster() -> None:
+    config = ControlNetConfig(network=CONTROL, optim=OptimConfig(lr=1e-3, warmup_steps=2), fresh_lr_scale=3.0)
+    built = ControlNetModule(config, max_steps=10, base=tiny_base()).configure_optimizers()
+    optimizer, scheduler = built["optimizer"], built["lr_scheduler"]["scheduler"]
+    optimizer.step()
+    scheduler.step()
+    assert {round(group["lr"], 6) for group in optimizer.param_groups} == {1e-3, 3e-3}
 
 
 def test_export_names_its_base(tmp_path: Path, make_scene: Callable[..., Scene]) -> None:
