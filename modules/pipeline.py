@@ -138,8 +138,11 @@ class Pipeline:
 
     @cached_property
     def director(self) -> Director:
+        from transformers.utils import logging
+
         from modules.llm.director import Director
 
+        logging.disable_progress_bar()  # loading takes a moment and has nothing to tell
         return Director.from_export(self.config.exports.llm, device=self.device)
 
     @cached_property
