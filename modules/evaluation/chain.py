@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from modules.evaluation.llm import COLUMNS, NOTES, Judge, by_kind, make_plans, retrieve, valid_share
+from modules.evaluation.llm import COLUMNS, NOTES, Judge, by_kind, make_plans, quantised, retrieve, valid_share
 from modules.evaluation.video import COLUMNS as VIDEO_COLUMNS
 from modules.evaluation.video import NOTES as VIDEO_NOTES
 from modules.evaluation.video import add_row, another, score_video
@@ -46,6 +46,8 @@ def evaluate(
     table = Table("chain", COLUMNS, notes=NOTES)
     judge.add_row(table, "real (dense)", [clip.scene for clip in clips])
     judge.add_row(table, "real (key poses)", [clip.scene.keys(stride) for clip in clips], with_novelty=False)
+    through = [quantised(pipeline, clip.scene.keys(stride)) for clip in clips]
+    judge.add_row(table, "real, through vqvae", through, with_novelty=False)
     judge.add_row(table, "caption retrieval (dense)", retrieve(train, clips), with_novelty=False)
     judge.add_row(table, "ours, plan (key poses)", keys, valid=valid_share(plans), with_novelty=False)
     judge.add_row(table, "ours, dense", dense)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
 from modules.errors import UserError
+from modules.llm.scenes import decode_codes
 from modules.metrics.novelty import Motions, gather_motions, nearest_distances
 from modules.metrics.retrieval import CaptionRetrieval
 from modules.metrics.scene import SceneScores, SceneVerdict, judge_scene
 from modules.pipeline import Pipeline
 from modules.pose.actors import clip_actors
+from modules.pose.boxes import denormalise, normalise
 from modules.pose.io import Plan, plan_from_dict, plan_to_dict
-from modules.pose.scene import Clip, Scene
+from modules.pose.scene import Clip, Person, Scene
 from modules.reports import Column, Table
 
 _BATCH = 32  # prompts planned at once
@@ -112,6 +116,18 @@ def _is_valid(plan: Plan) -> bool:
     return bool(found.scene_keys.persons) and found.scene_keys.num_frames > 0
 
 
+@torch.inference_mode()
+def quantised(pipeline: Pipeline, keys: Scene) -> Scene:
+    """Key poses as the pose tokenizer gives them back: the best that a director can write."""
+    poses = torch.from_numpy(normalise(keys.joints, keys.boxes, keys.visibility).astype(np.float32))  # (P, K, J, 2)
+    mask = torch.ones(poses.shape[:2], dtype=torch.bool)
+    tensors = [tensor.to(pipeline.device) for tensor in (poses, torch.from_numpy(keys.visibility), mask)]
+    coords, seen = decode_codes(pipeline.tokenizer, pipeline.tokenizer.encode(*tensors))
+    joints = denormalise(coords, keys.boxes, seen).astype(np.float32)
+    persons = [Person(*parts) for parts in zip(joints, seen, keys.boxes, strict=True)]
+    return dataclasses.replace(keys, persons=persons)
+
+
 def retrieve(train: Sequence[Clip], clips: Sequence[Clip]) -> list[Scene]:
     """The scene of the training clip with the nearest caption, for each clip."""
     retrieval = CaptionRetrieval([clip.caption for clip in train])
@@ -140,6 +156,8 @@ def evaluate(
     ours = [plan.scene_keys for plan in plans]
     table = Table("plans", COLUMNS, notes=NOTES)
     judge.add_row(table, "real (key poses)", [clip.scene.keys(stride) for clip in clips])
+    through = [quantised(pipeline, clip.scene.keys(stride)) for clip in clips]
+    judge.add_row(table, "real, through vqvae", through, with_novelty=False)
     judge.add_row(
         table, "caption retrieval", [scene.keys(stride) for scene in retrieve(train, clips)], with_novelty=False
     )
