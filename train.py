@@ -26,7 +26,7 @@ from configs.show import show
 from datamodules.shards import find_shards
 from datamodules.webdataset import PoseDataModule, iter_clips
 from modules.checkpoint import code_version
-from modules.strategy import build_strategy, read_checkpoint
+from modules.strategy import build_strategy, read_checkpoint, resolve_precision
 
 
 def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -111,7 +111,7 @@ def build_trainer(cfg: RunConfig, run: RunFolder, monitor: tuple[str, str]) -> t
         check_val_every_n_epoch=None,
         limit_val_batches=options.limit_val_batches,
         num_sanity_val_steps=0,
-        precision=options.precision,  # type: ignore[arg-type]  # checked by Lightning, which names the choices
+        precision=resolve_precision(options.precision, options.accelerator),  # type: ignore[arg-type]  # Lightning checks it
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,

@@ -46,7 +46,7 @@ class TrainerConfig:
     max_steps: int = 1000
     val_every: int = 200
     limit_val_batches: int | None = None  # None: the whole validation split
-    precision: str = "32-true"
+    precision: str = "32-true"  # any that Lightning knows, or auto: bf16-mixed where the hardware has it
     accelerator: str = "auto"
     devices: int = 1
     num_nodes: int = 1

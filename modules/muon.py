@@ -13,21 +13,27 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from modules.hardware import native_bfloat16
+
 # Quintic Newton-Schulz iteration: moves all singular values near 1 in five rounds (0.7 to 1.2 is near enough).
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """The nearest (half-)orthogonal matrices, about: (N, R, C) -> (N, R, C) with singular values near 1."""
+    """The nearest (half-)orthogonal matrices, about: (N, R, C) -> (N, R, C) with singular values near 1.
+
+    In bfloat16, which is exact enough for it, where the hardware has that.
+    """
     a, b, c = _COEFFICIENTS
     x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x.bfloat16() if native_bfloat16(x.device.type) else x
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     for _ in range(_ROUNDS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(Optimizer):

