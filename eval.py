@@ -150,8 +150,7 @@ def score_interp(job: Job) -> tuple[int, list[Table]]:
     from modules.evaluation.interp import STRIDES, evaluate
 
     clips = job.held_out()
-    path = job.exports["interp"]
-    trained, network = read_export(path, "interp").config["strides"], load_frozen(path, "interp")
+    trained, network = read_export(job.exports["interp"], "interp").config["strides"], job.pipeline().interpolator
     with Progress(len(STRIDES) * sum(len(clip.scene.persons) for clip in clips), "people") as progress:
         sampling = job.chain.pipeline.interp
         return len(clips), evaluate(
