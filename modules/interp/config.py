@@ -1,0 +1,113 @@
+"""Configuration of the interpolator: key poses -> dense poses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from modules.errors import UserError
+from modules.optim import OptimConfig
+from modules.text import TextConfig
+
+BASES = ("pchip", "linear", "none")
+SOLVERS = ("dpmsolver++", "ddim")
+
+
+@dataclass
+class NetworkConfig:
+    """The denoising transformer.
+
+    `frames_per_token`: 1 is the finest; larger tokens cost less. `outline_*`: the MLP that says what the keys let
+    expect. `base`: the spline whose residual is diffused; "none" diffuses the pose itself. `fps`: rate of the dense
+    frames.
+    """
+
+    width: int = 96
+    layers: int = 3
+    heads: int = 4
+    mlp_ratio: float = 2.0
+    frames_per_token: int = 1
+    outline_width: int = 256
+    outline_layers: int = 3
+    base: str = "pchip"
+    fps: float = 30.0
+    text: TextConfig = field(default_factory=TextConfig)
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.width % 2:
+            raise UserError(
+                f"network.width is {self.width}; it must be even and a multiple of network.heads = {self.heads}."
+            )
+        if self.frames_per_token < 1:
+            raise UserError(f"network.frames_per_token is {self.frames_per_token}; it must be 1 or more.")
+        if self.base not in BASES:
+            raise UserError(f"network.base is {self.base!r}; allowed: {', '.join(BASES)}.")
+        if self.fps <= 0:
+            raise UserError(f"network.fps is {self.fps}; it must be above 0, for example 30.")
+
+
+@dataclass
+class SamplingConfig:
+    """How dense poses are drawn.
+
+    `guidance_scale` 1 is plain sampling; above it, the difference between the prediction with all conditions and with
+    none is exaggerated (twice the network evaluations). `temperature` scales the starting noise: 1 draws a sample, 0
+    gives the likeliest motion. `keep_keys`: 1 puts every key pose exactly into the result, 0 leaves the network free to
+    repair it.
+    """
+
+    solver: str = "dpmsolver++"
+    steps: int = 8
+    guidance_scale: float = 1.0
+    temperature: float = 1.0
+    keep_keys: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise UserError(f"sampling.solver is {self.solver!r}; allowed: {', '.join(SOLVERS)}.")
+        if self.steps < 1:
+            raise UserError(f"sampling.steps is {self.steps}; it must be at least 1, for example 8.")
+        if not 0 <= self.keep_keys <= 1:
+            raise UserError(f"sampling.keep_keys is {self.keep_keys}; it must be from 0 to 1.")
+        if self.temperature < 0:
+            raise UserError(f"sampling.temperature is {self.temperature}; it must be 0 or more.")
+
+
+@dataclass
+class InterpConfig:
+    """The interpolator and its training.
+
+    Shares of dropped conditions (`key_drop`, `text_drop`) are for classifier-free guidance, each drawn on its own.
+    `strides`: dense frames between keys; one is drawn for every training clip, the first is the one of validation.
+    `windows_per_clip`: windows drawn from a clip at a training step (0: all); the outline learns from all of them, the
+    transformer, which costs more, from a share `denoise_share`. `key_noise`: standard deviation, in box
+    coordinates, of noise on key poses in training, drawn per clip between 0 and this. `vqvae`: an export whose
+    reconstructions replace the key poses of a share `vqvae_share` of the training clips.
+    """
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    denoise_weight: float = 0.5
+    velocity_weight: float = 0.5
+    spread_weight: float = 0.1
+    visibility_weight: float = 0.1
+    key_drop: float = 0.1
+    text_drop: float = 0.1
+    strides: list[int] = field(default_factory=lambda: [10])
+    windows_per_clip: int = 0
+    denoise_share: float = 1.0
+    key_noise: float = 0.0
+    vqvae: str | None = None
+    vqvae_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("key_drop", "text_drop", "vqvae_share", "denoise_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be a share from 0 to 1.")
+        for name in ("denoise_weight", "velocity_weight", "spread_weight", "visibility_weight", "key_noise"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
+        if self.windows_per_clip < 0:
+            raise UserError(f"windows_per_clip is {self.windows_per_clip}; it must be 0 (all) or more.")
+        if not self.strides or min(self.strides) < 2:
+            raise UserError(f"strides is {self.strides}; it needs at least one stride, each 2 frames or more.")

@@ -1,0 +1,74 @@
+"""Losses of the interpolator. N windows, M frames, J joints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modules.interp.network import Base
+from modules.interp.windows import Windows
+
+
+@dataclass
+class Mean:
+    """A sum and what to divide it by, so that groups of windows can be added up."""
+
+    total: Tensor
+    count: Tensor
+
+    def __add__(self, other: Mean) -> Mean:
+        return Mean(self.total + other.total, self.count + other.count)
+
+    @property
+    def value(self) -> Tensor:
+        """The mean; 0 where nothing counts."""
+        return self.total / self.count.clamp_min(1)
+
+
+def velocity(values: Tensor, windows: Windows) -> Tensor:
+    """First difference along time, (N, M, J, 2) -> (N, M - 1, J, 2), per segment between keys and per pi.
+
+    In this unit a residual that swings out and back once between two keys weighs as much as its velocity.
+    """
+    frames = (windows.gap[:, 1:] / (windows.times[:, 1:] - windows.times[:, :-1]).clamp_min(1e-3))[..., None, None]
+    return (values[:, 1:] - values[:, :-1]) * frames / torch.pi
+
+
+def counted_joints(visible: Tensor, base: Base) -> Tensor:
+    """(N, M, J, 1) 1 where a joint is seen (`visible`, (N, M, J)) and can be known: at least one key shows it."""
+    return (visible & base.anchored[:, None])[..., None].to(base.joints.dtype)
+
+
+def residual_losses(error: Tensor, mask: Tensor, windows: Windows, base: Base) -> dict[str, Mean]:
+    """Huber losses of an error in the scaled residual (N, M, J, 2) and of its velocity.
+
+    Residuals have heavy tails, also in units of the motion: a few jumps would make up most of a squared error.
+
+    Args:
+        mask: see `counted_joints`.
+    """
+    error = error * mask
+    both = mask[:, 1:] * mask[:, :-1]
+    moved = velocity(error * base.profile, windows) * both
+    return {
+        "position": Mean(F.huber_loss(error, torch.zeros_like(error), reduction="sum"), 2 * mask.sum()),
+        "velocity": Mean(F.huber_loss(moved, torch.zeros_like(moved), reduction="sum"), 2 * both.sum()),
+    }
+
+
+def spread_loss(error: Tensor, spread: Tensor, mask: Tensor) -> Mean:
+    """Negative log-likelihood of the outline's errors (N, M, J, 2) under a normal distribution of width `spread`.
+
+    The errors are no part of its gradient: a width must not make the outline neglect what is hard.
+    """
+    ratio = (error.detach() / spread).square().clamp_max(25)
+    return Mean(((0.5 * ratio + spread.log()) * mask).sum(), 2 * mask.sum())
+
+
+def visibility_loss(logits: Tensor, visible: Tensor, inside: Tensor) -> Mean:
+    """Cross-entropy of the visibility (N, M, J) over the frames of the clip (N, M)."""
+    loss = F.binary_cross_entropy_with_logits(logits, visible.to(logits.dtype), reduction="none")
+    return Mean((loss * inside[..., None]).sum(), inside.sum() * visible.shape[-1])

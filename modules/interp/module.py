@@ -1,0 +1,302 @@
+"""Training of the interpolator."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from modules.checkpoint import load_frozen, read_export, save_export
+from modules.interp.config import InterpConfig, SamplingConfig
+from modules.interp.data import Encode, collate, person_item
+from modules.interp.losses import Mean, counted_joints, residual_losses, spread_loss, visibility_loss
+from modules.interp.network import InterpNetwork, network_config, preconditioning
+from modules.interp.noise import TRAIN_TIMESTEPS, draw_window_noise, noise_schedule
+from modules.interp.sampler import DensePoses, sample
+from modules.interp.splines import clip_spline
+from modules.interp.windows import Windows, cut_windows, gather_frames, select_rows
+from modules.metrics.pose import Average, mean_acceleration, position_error
+from modules.optim import OptimConfig, build_optimizer
+from modules.pose.boxes import denormalise
+from modules.pose.draw import pose_strip, poses_video, side_by_side, with_label
+from modules.pose.scene import Clip, Person, Scene
+
+_FIT_CLIPS = 300  # clips from which the unit of the residual is fitted
+_SCORES = ("mpjpe", "mpjpe_linear", "mpjpe_pchip", "acceleration", "true_acceleration", "visibility_accuracy")
+_CANVAS = 160  # px, pictures of samples
+
+
+class InterpModule(L.LightningModule):
+    """Denoising of windows between key poses; every person of a clip is a sample."""
+
+    monitor = ("val/mpjpe", "min")
+    columns: tuple[str, ...] = ("pose",)
+
+    def __init__(self, config: dict[str, Any] | InterpConfig, max_steps: int) -> None:
+        super().__init__()
+        self.config = config if isinstance(config, InterpConfig) else _from_plain(config)
+        self.max_steps = max_steps
+        self.save_hyperparameters({"config": dataclasses.asdict(self.config), "max_steps": max_steps})
+        self.network = InterpNetwork.from_config(self.config.network)
+        self.encode = Encode(strides=self.config.strides, fps=self.config.network.fps)
+        self.collate = collate
+        self.scores = nn.ModuleDict({name: MeanMetric() for name in _SCORES})
+        # In a list, so that the frozen network is no part of this module's weights.
+        self._vqvae: list[nn.Module] = []
+        self._vqvae_stride = 0
+
+    def setup_data(self, clips: Callable[[], Iterable[Clip]]) -> None:
+        """The vocabulary of the small text tower, and the unit of the residual."""
+        rng = np.random.default_rng(0)
+        captions: list[str] = []
+        chosen: list[Clip] = []
+        for number, clip in enumerate(clips()):
+            captions.append(clip.caption)
+            if number < _FIT_CLIPS:
+                chosen.append(clip)
+            elif (place := int(rng.integers(number + 1))) < _FIT_CLIPS:
+                chosen[place] = clip
+        self.network.text.fit_vocabulary(captions)
+        items = [
+            person_item(person, stride, self.config.network.fps, clip.caption)
+            for clip, stride in zip(chosen, np.resize(self.config.strides, len(chosen)).tolist(), strict=True)
+            for person in clip.scene.persons
+        ]
+        self._load_vqvae()
+        batch = self._degrade_keys(collate(items), torch.Generator().manual_seed(0))
+        windows = self._cut(batch)
+        visible = gather_frames(windows, batch["visibility"] & batch["frame_mask"][..., None])
+        self.network.fit_scale(windows, gather_frames(windows, batch["poses"]), visible)
+
+    def setup(self, stage: str) -> None:
+        self.network.text.load_pretrained()
+        self._load_vqvae()
+
+    def _load_vqvae(self) -> None:
+        if self.config.vqvae is not None and not self._vqvae:
+            self._vqvae_stride = read_export(self.config.vqvae, "vqvae").config["stride"]
+            self._vqvae = [load_frozen(self.config.vqvae, "vqvae")]
+
+    def on_fit_start(self) -> None:
+        for network in self._vqvae:
+            network.to(self.device)
+
+    def _degrade_keys(self, batch: dict[str, Any], generator: torch.Generator | None = None) -> dict[str, Any]:
+        """The batch with the key poses that a director gives: through the VQ-VAE (some clips), with noise (all
+        clips)."""
+        keys, visibility, mask = batch["keys"], batch["key_visibility"], batch["key_mask"]
+        clips, device = len(keys), keys.device
+        if self._vqvae and mask.shape[1] > 1:
+            coded = self._vqvae[0](keys, visibility, mask)
+            strides = (batch["key_times"][:, 1] * self.config.network.fps).round()
+            share = torch.rand(clips, generator=generator).to(device) < self.config.vqvae_share
+            chosen = (share & (strides == self._vqvae_stride))[:, None, None]
+            keys = torch.where(chosen[..., None], coded.poses, keys)
+            visibility = torch.where(chosen, coded.visibility & mask[..., None], visibility)
+        if self.config.key_noise > 0:
+            spread = self.config.key_noise * torch.rand(clips, 1, 1, 1, generator=generator)
+            keys = keys + (spread * torch.randn(keys.shape, generator=generator)).to(device)
+        keys = torch.where(visibility[..., None], keys, torch.zeros_like(keys))
+        return batch | {"keys": keys, "key_visibility": visibility}
+
+    def _cut(self, batch: dict[str, Any]) -> Windows:
+        return cut_windows(
+            batch["keys"],
+            batch["key_visibility"],
+            batch["key_mask"],
+            batch["key_times"],
+            batch["poses"].shape[1],
+            self.config.network.fps,
+        )
+
+    def model_step(self, batch: dict[str, Any], generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Denoise windows of the batch at random diffusion steps: each loss, and their weighted sum as "loss"."""
+        batch = self._degrade_keys(batch, generator)
+        windows = self._cut(batch)
+        per_clip, clips = self.config.windows_per_clip, len(batch["poses"])
+        if 0 < per_clip * clips < len(windows.clip):
+            order = torch.randperm(len(windows.clip), generator=generator)[: per_clip * clips]
+            windows = windows.select(order.to(windows.clip.device))
+        text = self.network.embed_text(batch["captions"])
+        groups = [self._losses(group, batch, text[group.clip], generator) for group in windows.by_length()]
+        found = {name: sum((group[name] for group in groups[1:]), groups[0][name]).value for name in groups[0]}
+        weights = self.config
+        outline = found["outline_position"] + weights.velocity_weight * found["outline_velocity"]
+        denoised = found["position"] + weights.velocity_weight * found["velocity"]
+        loss = outline + weights.denoise_weight * denoised
+        loss = loss + weights.spread_weight * found["spread"] + weights.visibility_weight * found["visibility"]
+        return found | {"loss": loss}
+
+    def _losses(
+        self, windows: Windows, batch: dict[str, Any], text: Tensor, generator: torch.Generator | None
+    ) -> dict[str, Mean]:
+        """Losses of the outline on all windows, of the denoiser on some of them."""
+        count = len(windows.clip)
+        inside = gather_frames(windows, batch["frame_mask"]) & windows.frame_mask
+        visible = gather_frames(windows, batch["visibility"]) & inside[..., None]
+        base = self.network.base(windows)
+        mask = counted_joints(visible, base)
+        clean = base.encode(gather_frames(windows, batch["poses"]))
+        clean = torch.where(mask > 0, clean, torch.zeros_like(clean))
+        keep_keys, keep_text = (
+            (torch.rand(count, generator=generator) >= share).to(self.device)
+            for share in (self.config.key_drop, self.config.text_drop)
+        )
+        conditions = self.network.condition(windows, base, text, keep_keys, keep_text)
+        kept = mask * keep_keys[:, None, None, None]  # without keys there is no outline to learn
+        error = conditions.mean - clean
+        losses = {f"outline_{name}": mean for name, mean in residual_losses(error, kept, windows, base).items()}
+        losses["spread"] = spread_loss(error, conditions.spread, kept)
+
+        size = max(1, round(self.config.denoise_share * count))
+        chosen = torch.randperm(count, generator=generator)[:size].to(self.device)
+        windows, base, conditions = windows.select(chosen), select_rows(base, chosen), conditions.select(chosen)
+        clean, mask, visible, inside = clean[chosen], mask[chosen], visible[chosen], inside[chosen]
+        timesteps = torch.randint(TRAIN_TIMESTEPS, (size,), generator=generator).to(self.device)
+        span = (windows.key_times[:, 2] - windows.key_times[:, 0]) / 2
+        noise = draw_window_noise(tuple(clean.shape), span, self.config.network.fps, generator).to(self.device)
+        noisy = noise_schedule().add_noise(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
+        prediction = self.network(noisy, timesteps, windows, conditions)
+        # In units in which the error of an untrained network has unit variance at every step.
+        error = (prediction.residual - clean) / preconditioning(timesteps, conditions.spread.detach()).outward
+        losses |= residual_losses(error, mask, windows, base)
+        losses["visibility"] = visibility_loss(prediction.visibility, visible, inside)
+        return losses
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        losses = self.model_step(batch)
+        self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=len(batch["poses"]))
+        return losses["loss"]
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        generator = torch.Generator().manual_seed(batch_idx)
+        losses = self.model_step(batch, generator)
+        size = len(batch["poses"])
+        self.log_dict({f"val/{name}": value for name, value in losses.items()}, batch_size=size, sync_dist=True)
+        for name, average in self._score(batch, self.sample(batch, generator)).items():
+            metric = self.scores[name]
+            assert isinstance(metric, MeanMetric)
+            if average.count > 0:
+                metric.update(average.value, weight=average.count.float())
+
+    def on_validation_epoch_end(self) -> None:
+        found: dict[str, Tensor] = {}
+        for name, metric in self.scores.items():
+            assert isinstance(metric, MeanMetric)
+            found[name] = metric.compute()
+            metric.reset()
+        found["acceleration_ratio"] = found.pop("acceleration") / found.pop("true_acceleration")
+        self.log_dict({f"val/{name}": value for name, value in found.items()})
+
+    def sample(self, batch: dict[str, Any], generator: torch.Generator) -> DensePoses:
+        """Dense poses for the batch's keys by the configured sampling."""
+        return sample(
+            self.network,
+            batch["keys"],
+            batch["key_visibility"],
+            batch["key_mask"],
+            batch["key_times"],
+            batch["poses"].shape[1],
+            batch["captions"],
+            sampling=self.config.sampling,
+            generator=generator,
+        )
+
+    def _score(self, batch: dict[str, Any], found: DensePoses) -> dict[str, Average]:
+        """Errors on the frames between keys, none after the last key, of ours and of splines; visible joints only."""
+        poses, device = batch["poses"], batch["poses"].device
+        at = (batch["key_times"] * self.config.network.fps).round().long()  # (B, K)
+        last = at.masked_fill(~batch["key_mask"], 0).amax(1)  # (B,)
+        frames = torch.arange(poses.shape[1], device=device)
+        until = batch["frame_mask"] & (frames <= last[:, None])  # (B, T)
+        is_key = torch.zeros_like(until).scatter_(1, torch.where(batch["key_mask"], at, 0), True)
+        seen = batch["visibility"] & until[..., None]
+        between = seen & ~is_key[..., None]
+        scores = {
+            "mpjpe": position_error(found.joints, poses, between),
+            "acceleration": mean_acceleration(found.joints, seen),
+            "true_acceleration": mean_acceleration(poses, seen),
+        }
+        for kind in ("linear", "pchip"):
+            spline = torch.from_numpy(_splines(batch, self.config.network.fps, kind)).to(device)
+            scores[f"mpjpe_{kind}"] = position_error(spline, poses, between)
+        right = ((found.visibility == batch["visibility"]) & until[..., None]).double().sum()
+        scores["visibility_accuracy"] = Average(right, until.double().sum() * poses.shape[2])
+        return scores
+
+    def configure_optimizers(self) -> Any:
+        def is_hidden(name: str) -> bool:
+            return "embedding" not in name
+
+        return build_optimizer(self.network.named_parameters(), self.config.optim, self.max_steps, is_hidden)
+
+    def sample_images(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Real, interpolated and spline motion of the first person, as strips."""
+        rows = [with_label(pose_strip(scene, boxes=False), name) for name, scene in self._scenes(batch).items()]
+        return {"poses": np.concatenate(rows)}
+
+    def sample_videos(self, batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Real, interpolated and spline motion of the first person, side by side."""
+        return {"poses": side_by_side([poses_video(scene) for scene in self._scenes(batch).values()])}
+
+    def _scenes(self, batch: dict[str, Any]) -> dict[str, Scene]:
+        one = {name: value[:1] for name, value in batch.items()}
+        found = self.sample(one, torch.Generator().manual_seed(0))
+        length, fps = int(one["frame_mask"].sum()), self.config.network.fps
+        real_seen = one["visibility"][0, :length].cpu().numpy()
+        motions = {
+            "real": (one["poses"][0].cpu().numpy(), real_seen),
+            "interpolated": (found.joints[0].cpu().numpy(), found.visibility[0, :length].cpu().numpy()),
+            "PCHIP": (_splines(one, fps, "pchip")[0], real_seen),
+        }
+        margin = _CANVAS // 10
+        box = np.array([margin, margin, _CANVAS - margin, _CANVAS - margin], np.float32)
+        return {
+            name: Scene(
+                _CANVAS,
+                _CANVAS,
+                fps,
+                np.arange(length) / fps,
+                [Person(denormalise(poses[:length], box, seen), seen, box)],
+            )
+            for name, (poses, seen) in motions.items()
+        }
+
+    def export(self, directory: Path, info: dict[str, Any]) -> None:
+        config = dataclasses.replace(
+            self.config, network=dataclasses.replace(self.config.network, text=self.network.text.export_config())
+        )
+        save_export(
+            directory,
+            stage="interp",
+            config=dataclasses.asdict(config),
+            state=self.network.state_dict(),
+            info=info,
+        )
+
+
+def _splines(batch: dict[str, Any], fps: float, kind: str) -> np.ndarray:
+    """The baseline for every person of a batch: (B, T, J, 2)."""
+    keys, visibility, mask, times = (
+        batch[name].cpu().numpy() for name in ("keys", "key_visibility", "key_mask", "key_times")
+    )
+    frames = np.arange(batch["poses"].shape[1]) / fps
+    return np.stack(
+        [clip_spline(keys[i, real], visibility[i, real], times[i, real], frames, kind) for i, real in enumerate(mask)]
+    )
+
+
+def _from_plain(values: dict[str, Any]) -> InterpConfig:
+    parts = {
+        "network": network_config(values["network"]),
+        "optim": OptimConfig(**values["optim"]),
+        "sampling": SamplingConfig(**values["sampling"]),
+    }
+    return InterpConfig(**{**values, **parts})
