@@ -4,6 +4,8 @@ Keller Jordan et al., "Muon: an optimizer for hidden layers in neural networks" 
 about half of AdamW's steps. One optimiser holds both kinds of parameters, because Lightning steps one.
 """
 
+# torch's optimisers use these functions too, but torch does not list them as its own.
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable

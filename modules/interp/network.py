@@ -236,7 +236,7 @@ class InterpNetwork(nn.Module):
         super().__init__()
         self.base_kind, self.fps, self.width, self.frames_per_token = base, fps, width, frames_per_token
         self.text = TextEncoder(text or TextConfig())
-        # Typical residual of each joint as a share of its motion, between keys and beyond the ends; fitted to the data.
+        # Typical residual of each joint as a share of its motion, between keys and beyond the ends; fitted to data.
         self.register_buffer("residual_ratio", torch.ones(2, NUM_JOINTS))
         frame_features = POSE + POSE + NUM_JOINTS + 3
         self.outline = Outline(width=outline_width, layers=outline_layers, text_width=self.text.pooled_width)

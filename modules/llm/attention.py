@@ -52,7 +52,7 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each sample: query (B, H, L, E), key and value (B, H / G, L, E) -> (B, L, H, E)."""
     assert attention_mask is None, "packed rows need no mask"
-    rows, _, length, _ = query.shape
+    rows, length = query.shape[0], query.shape[2]
     samples, longest = packing.token_of_slot.shape
     index = packing.token_of_slot.flatten()
 

@@ -59,7 +59,8 @@ def pretrained_network(name: str, vocabulary: SceneVocabulary, dtype: torch.dtyp
     network.resize_token_embeddings(vocabulary.stop, mean_resizing=True)
     # A checkpoint may hold more rows than its tokenizer has tokens; those that became scene tokens start anew.
     with torch.no_grad():
-        for table in {network.get_input_embeddings().weight, network.get_output_embeddings().weight}:
+        tables: set[Any] = {part.weight for part in (network.get_input_embeddings(), network.get_output_embeddings()) if part}
+        for table in tables:
             if config.vocab_size > vocabulary.first:
                 table[vocabulary.first : config.vocab_size] = table[: vocabulary.first].mean(0)
     network.config.eos_token_id = vocabulary.end

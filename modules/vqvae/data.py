@@ -35,11 +35,12 @@ class Encode:
         # Later by up to a stride, so that any frame can be a key; short clips keep a key or more.
         latest = max(frames - longest, min(config.stride, frames) - 1)
         first = int(rng.integers(latest + 1)) if train else 0
-        if first or frames > longest:
-            scene = scene.crop(first, min(frames, first + longest))
+        if frames > longest:
+            scene, first = scene.crop(first, min(frames, first + longest)), 0
+        # A start within the first stride leaves the box as it is: it is that of the clip, but for a few frames.
+        keys = scene.at(np.arange(first, scene.num_frames, config.stride))
         if train and rng.random() < config.mirror_share:
-            scene = scene.mirrored()
-        keys = scene.keys(config.stride)
+            keys = keys.mirrored()
         items = []
         for person in keys.persons:
             poses = normalise(person.joints, person.box, person.visibility).astype(np.float32)
