@@ -86,8 +86,8 @@ def evaluate(
     people = sum(len(batch["poses"]) for batch in data)
     table.notes = [
         f"{people} people, keys every {stride} frames, visible joints. MPJPE: box units (half of the longer side = 1); "
-        "body: without the face; clip box: in units of the box over the clip as it was read, which is the whole clip with "
-        "data.num_frames=100000. PCK: within 0.2 torso lengths. velocity error: between successive keys.",
+        "body: without the face; clip box: in units of the box over the clip as it was read (the whole clip with "
+        "data.num_frames=100000). PCK: within 0.2 torso lengths. velocity error: between successive keys.",
     ]
     return [table, _codebooks(network, data, codes)]
 
