@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from modules.checkpoint import fingerprint, load_frozen, read_export, save_export
 from modules.errors import UserError
@@ -246,6 +247,7 @@ class LLMModule(L.LightningModule):
         """A plain Hugging Face Llama with its tokenizer, and what the director needs to know beside them."""
 
         def write(folder: Path) -> None:
+            disable_progress_bar()  # one shard is no progress to watch
             self.network.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
 

@@ -59,7 +59,8 @@ def pretrained_network(name: str, vocabulary: SceneVocabulary, dtype: torch.dtyp
     network.resize_token_embeddings(vocabulary.stop, mean_resizing=True)
     # A checkpoint may hold more rows than its tokenizer has tokens; those that became scene tokens start anew.
     with torch.no_grad():
-        tables: set[Any] = {part.weight for part in (network.get_input_embeddings(), network.get_output_embeddings()) if part}
+        parts: list[Any] = [network.get_input_embeddings(), network.get_output_embeddings()]
+        tables = {part.weight for part in parts}  # one where they are tied
         for table in tables:
             if config.vocab_size > vocabulary.first:
                 table[vocabulary.first : config.vocab_size] = table[: vocabulary.first].mean(0)
