@@ -78,10 +78,11 @@ class InterpConfig:
 
     Shares of dropped conditions (`key_drop`, `text_drop`) are for classifier-free guidance, each drawn on its own.
     `strides`: dense frames between keys; one is drawn for every training clip, the first is the one of validation.
-    `windows_per_clip`: windows drawn from a clip at a training step (0: all); the outline learns from all of them, the
-    transformer, which costs more, from a share `denoise_share`. `key_noise`: standard deviation, in box
-    coordinates, of noise on key poses in training, drawn per clip between 0 and this. `vqvae`: an export whose
-    reconstructions replace the key poses of a share `vqvae_share` of the training clips.
+    `windows_per_clip`: windows drawn from a clip at a training step (0: all); the outline learns from all of them,
+    the transformer, which costs more, from a share `denoise_share`. `end_share`: windows that lose the key before or
+    after, as at the ends of a clip. `key_noise`: standard deviation, in box coordinates, of noise on key poses in
+    training, drawn per clip between 0 and this. `vqvae`: an export whose reconstructions replace the key poses of a
+    share `vqvae_share` of the training clips.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -96,12 +97,13 @@ class InterpConfig:
     strides: list[int] = field(default_factory=lambda: [10])
     windows_per_clip: int = 0
     denoise_share: float = 1.0
+    end_share: float = 0.15
     key_noise: float = 0.0
     vqvae: str | None = None
     vqvae_share: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("key_drop", "text_drop", "vqvae_share", "denoise_share"):
+        for name in ("key_drop", "text_drop", "vqvae_share", "denoise_share", "end_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be a share from 0 to 1.")
         for name in ("denoise_weight", "velocity_weight", "spread_weight", "visibility_weight", "key_noise"):

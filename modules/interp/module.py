@@ -21,7 +21,7 @@ from modules.interp.network import InterpNetwork, network_config, preconditionin
 from modules.interp.noise import TRAIN_TIMESTEPS, draw_window_noise, noise_schedule
 from modules.interp.sampler import DensePoses, sample
 from modules.interp.splines import clip_spline
-from modules.interp.windows import Windows, cut_windows, gather_frames, select_rows
+from modules.interp.windows import Windows, cut_windows, gather_frames, hide_neighbours, select_rows
 from modules.metrics.pose import Average, mean_acceleration, position_error
 from modules.optim import OptimConfig, build_optimizer
 from modules.pose.boxes import denormalise
@@ -124,6 +124,8 @@ class InterpModule(L.LightningModule):
         if 0 < per_clip * clips < len(windows.clip):
             order = torch.randperm(len(windows.clip), generator=generator)[: per_clip * clips]
             windows = windows.select(order.to(windows.clip.device))
+        ends = torch.rand(len(windows.clip), generator=generator).to(self.device) / max(self.config.end_share, 1e-9)
+        windows = hide_neighbours(windows, ends < 0.5, (ends >= 0.5) & (ends < 1))
         text = self.network.embed_text(batch["captions"])
         groups = [self._losses(group, batch, text[group.clip], generator) for group in windows.by_length()]
         found = {name: sum((group[name] for group in groups[1:]), groups[0][name]).value for name in groups[0]}

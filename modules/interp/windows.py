@@ -126,6 +126,31 @@ def cut_windows(
     )
 
 
+def hide_neighbours(windows: Windows, hide_left: Tensor, hide_right: Tensor) -> Windows:
+    """Windows as at the ends of a clip: without the key before (`hide_left`, (N,) bool) or the one after the centre.
+
+    A window keeps at least one neighbour. Its frames stay, and those on the hidden side lie beyond the end.
+    """
+    hide_left = hide_left & windows.key_mask[:, 2]
+    hide_right = hide_right & windows.key_mask[:, 0] & ~hide_left
+    exists = windows.key_mask & ~torch.stack([hide_left, torch.zeros_like(hide_left), hide_right], dim=1)
+    on_left = windows.times < 0
+    hidden = torch.where(on_left, hide_left[:, None], hide_right[:, None])  # (N, M)
+    left, centre, right = windows.key_times.unbind(1)
+    left, right = torch.where(hide_left, -right, left), torch.where(hide_right, -left, right)
+    gap = torch.where(on_left, -left[:, None], right[:, None])
+    return replace(
+        windows,
+        gap=gap,
+        phase=(windows.times.abs() / gap).clamp(0, 1),
+        between=windows.between & ~hidden,
+        keys=windows.keys * exists[..., None, None],
+        key_visibility=windows.key_visibility & exists[..., None],
+        key_mask=exists,
+        key_times=torch.stack([left, centre, right], dim=1),
+    )
+
+
 def gather_frames(windows: Windows, dense: Tensor) -> Tensor:
     """Values of a clip's frames in every window: (B, T, ...) -> (N, M, ...)."""
     return dense[windows.clip[:, None], windows.frames]
