@@ -71,7 +71,6 @@ def sample(
     """
     sampling = sampling or SamplingConfig()
     device, clips = keys.device, len(keys)
-    keys = torch.where(key_visibility[..., None], keys, torch.zeros_like(keys))
     windows = cut_windows(keys, key_visibility, key_mask, key_times, num_frames, network.fps)
     shape = (clips, num_frames, NUM_JOINTS, 2)
     noise = sampling.temperature * draw_noise(shape, key_times, key_mask, network.fps, generator)

@@ -110,6 +110,7 @@ def cut_windows(
     u = 1 - phase
     weight = torch.where(neighbour, u * u * (3 - 2 * u), 1.0) * frame_mask
     dtype = keys.dtype
+    visible = _neighbours(key_visibility)[real] & exists[..., None]
     return Windows(
         clip=real[0],
         frames=frames,
@@ -119,8 +120,8 @@ def cut_windows(
         gap=gap.to(dtype),
         phase=phase.to(dtype),
         between=neighbour,
-        keys=_neighbours(keys)[real],
-        key_visibility=_neighbours(key_visibility)[real] & exists[..., None],
+        keys=torch.where(visible[..., None], _neighbours(keys)[real], 0.0),
+        key_visibility=visible,
         key_mask=exists,
         key_times=torch.stack([left, torch.zeros_like(left), right], dim=1).to(dtype),
     )
