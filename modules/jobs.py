@@ -120,8 +120,9 @@ class JobRunner:
         if code != 0:
             lines = item.job.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
             tail = "\n".join(f"  {line}" for line in lines)
+            how = f"failed with exit status {code}" if code > 0 else f"was stopped by signal {-code}"
             raise UserError(
-                f"{item.job.name} failed with exit status {code}; the end of {item.job.log}:\n{tail}\n"
+                f"{item.job.name} {how}; the end of {item.job.log}:\n{tail}\n"
                 f"run it alone with: {' '.join(item.job.command)}"
             )
         print(f"{item.job.name:<18} {item.job.seconds:6.0f} s", flush=True)
