@@ -50,36 +50,53 @@ def lr_factor(step: int, cfg: OptimConfig, max_steps: int) -> float:
     return cfg.min_lr_ratio + (1 - cfg.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def param_groups(
+    named_params: Iterable[tuple[str, nn.Parameter]],
+    cfg: OptimConfig,
+    is_hidden: Callable[[str], bool] = lambda name: False,
+    scale: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Groups of the parameters that are trained: hidden matrices for Muon, other matrices, vectors.
+
+    Weight decay acts on matrices and kernels alone: vectors (biases, the scales of norms) are not decayed.
+
+    Args:
+        is_hidden: which parameters, by name, `cfg.muon_lr` is for where they are matrices or kernels: those of hidden
+            layers, not embeddings, not the first layer, not the head.
+        scale: of the learning rates.
+    """
+    hidden, matrices, vectors = [], [], []
+    for name, param in named_params:
+        if param.requires_grad:
+            by_muon = cfg.muon_lr > 0 and param.ndim >= 2 and is_hidden(name)
+            (hidden if by_muon else matrices if param.ndim >= 2 else vectors).append(param)
+    shared = {"betas": cfg.betas, "weight_decay": cfg.weight_decay}
+    groups = [
+        {**shared, "params": matrices, "lr": scale * cfg.lr},
+        {**shared, "params": vectors, "lr": scale * cfg.lr, "weight_decay": 0.0},
+        {**shared, "params": hidden, "lr": scale * cfg.muon_lr, "muon": True},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """AdamW, or Muon where a group asks for it."""
+    if not groups:
+        raise UserError("there is nothing to train: every parameter is frozen")
+    return Muon(groups) if any(group.get("muon") for group in groups) else torch.optim.AdamW(groups)
+
+
 def build_optimizer(
     named_params: Iterable[tuple[str, nn.Parameter]],
     cfg: OptimConfig,
     max_steps: int,
     is_hidden: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, Any]:
-    """What `LightningModule.configure_optimizers` returns: AdamW and a schedule that is stepped every optimiser step.
-
-    Frozen parameters are left out. Weight decay acts on matrices and kernels alone: vectors (biases, the scales of
-    norms) are not decayed.
+    """What `LightningModule.configure_optimizers` returns: the optimiser and a schedule, stepped every optimiser step.
 
     Args:
-        is_hidden: which parameters, by name, `cfg.muon_lr` is for where they are matrices: those of hidden layers, not
-            embeddings and not the head.
+        is_hidden: see `param_groups`.
     """
-    trainable = [(name, param) for name, param in named_params if param.requires_grad]
-    if not trainable:
-        raise UserError("there is nothing to train: every parameter is frozen")
-    hidden = [param for name, param in trainable if cfg.muon_lr > 0 and param.ndim == 2 and is_hidden(name)]
-    rest = [param for name, param in trainable if not (cfg.muon_lr > 0 and param.ndim == 2 and is_hidden(name))]
-    groups: list[dict[str, Any]] = [
-        {"params": [param for param in rest if param.ndim >= 2], "weight_decay": cfg.weight_decay},
-        {"params": [param for param in rest if param.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    optimizer: torch.optim.Optimizer
-    if hidden:
-        groups.append({"params": hidden, "lr": cfg.muon_lr, "weight_decay": cfg.weight_decay, "muon": True})
-        optimizer = Muon(groups, lr=cfg.lr, betas=cfg.betas)
-    else:
-        optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas)
+    optimizer = make_optimizer(param_groups(named_params, cfg, is_hidden))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, cfg, max_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -18,9 +18,9 @@ from modules.base.data import collate, make_encode
 from modules.base.network import BaseNetwork, network_config, write_sums
 from modules.checkpoint import WEIGHTS_FILE, save_export
 from modules.controlnet.config import ClockConfig
-from modules.controlnet.diffusion import diffusion_loss, draw_timesteps, drop_captions, fixed_noise, param_groups
+from modules.controlnet.diffusion import diffusion_loss, draw_timesteps, drop_captions, fixed_noise, is_hidden
 from modules.controlnet.sampler import Guidance, sample, to_pixels
-from modules.optim import OptimConfig, lr_factor
+from modules.optim import OptimConfig, lr_factor, make_optimizer, param_groups
 from modules.pose.draw import side_by_side
 from modules.pose.scene import Clip
 
@@ -136,12 +136,12 @@ class BaseModule(L.LightningModule):
         return (batch_size, self.config.network.vae.latent_channels, frames, *self.network.latent_size)
 
     def configure_optimizers(self) -> Any:
-        """One AdamW; each phase has its own warm-up and cosine. A parameter without a gradient is not touched."""
+        """One optimiser; each phase has its own warm-up and cosine. A parameter without a gradient is not touched."""
         config, first = self.config, self.config.vae_steps
         others = [*self.network.unet.named_parameters(), *self.network.text.named_parameters()]
-        vae = param_groups(self.network.vae.named_parameters(), config.vae_optim)
-        rest = param_groups(others, config.optim)
-        optimizer = torch.optim.AdamW([*vae, *rest])
+        vae = param_groups(self.network.vae.named_parameters(), config.vae_optim, is_hidden)
+        rest = param_groups(others, config.optim, is_hidden)
+        optimizer = make_optimizer([*vae, *rest])
 
         def vae_factor(step: int) -> float:
             return lr_factor(step, config.vae_optim, first) if step < first else 0.0

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modules.controlnet.scheduler import NoiseSchedule
-from modules.optim import OptimConfig
 
 
 def draw_timesteps(batch: int, steps: int, bias: float) -> Tensor:
@@ -54,14 +52,6 @@ def diffusion_loss(
     return {"loss": loss, "weighted": error.mean()}
 
 
-def param_groups(named: Iterable[tuple[str, nn.Parameter]], optim: OptimConfig) -> list[dict[str, Any]]:
-    """AdamW's parameter groups for a part of a network with a learning rate of its own; vectors are not decayed."""
-    trained = [parameter for _, parameter in named if parameter.requires_grad]
-    groups = []
-    for decay, chosen in (
-        (optim.weight_decay, [parameter for parameter in trained if parameter.ndim >= 2]),
-        (0.0, [parameter for parameter in trained if parameter.ndim < 2]),
-    ):
-        if chosen:
-            groups.append({"params": chosen, "lr": optim.lr, "weight_decay": decay, "betas": optim.betas})
-    return groups
+def is_hidden(name: str) -> bool:
+    """Which of a renderer's matrices and kernels Muon is for: not embeddings, nor the first and last layers."""
+    return not any(part in name for part in ("token_embedding", "position", "conv_in", "conv_out", "body.0."))

@@ -17,11 +17,11 @@ from modules.checkpoint import fingerprint, save_export
 from modules.controlnet.config import ClockConfig, ControlNetConfig, ControlNetworkConfig
 from modules.controlnet.controlnet import control_parameters
 from modules.controlnet.data import Encode, collate
-from modules.controlnet.diffusion import diffusion_loss, draw_timesteps, drop_captions, fixed_noise, param_groups
+from modules.controlnet.diffusion import diffusion_loss, draw_timesteps, drop_captions, fixed_noise, is_hidden
 from modules.controlnet.network import PoseRenderer, load_base
 from modules.controlnet.sampler import Control, Guidance, sample, to_pixels
 from modules.metrics.video import figure_iou, segment
-from modules.optim import OptimConfig, lr_factor
+from modules.optim import OptimConfig, lr_factor, make_optimizer, param_groups
 from modules.pose.draw import side_by_side
 
 if TYPE_CHECKING:
@@ -125,12 +125,12 @@ class ControlNetModule(L.LightningModule):
         )  # fmt: skip
 
     def configure_optimizers(self) -> Any:
-        """AdamW; hint encoder and zero convolutions, which start from nothing, may learn faster than the copy."""
+        """Hint encoder and zero convolutions, which start from nothing, may learn faster than the copy."""
         optim, groups = self.config.optim, []
         for name, parameters in control_parameters(self.renderer.control).items():
             scale = self.config.fresh_lr_scale if name == "fresh" else 1.0
-            groups += param_groups(parameters, dataclasses.replace(optim, lr=optim.lr * scale))
-        optimizer = torch.optim.AdamW(groups)
+            groups += param_groups(parameters, optim, is_hidden, scale)
+        optimizer = make_optimizer(groups)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, optim, self.max_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

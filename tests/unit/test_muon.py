@@ -64,6 +64,18 @@ def test_the_part_that_is_muon_is_that_of_torch() -> None:
     torch.testing.assert_close(networks[1].weight, networks[0].weight, rtol=0.05, atol=0.01)
 
 
+def test_a_kernel_counts_as_a_matrix() -> None:
+    torch.manual_seed(0)
+    conv, linear = nn.Conv2d(4, 8, 3, bias=False), nn.Linear(36, 8, bias=False)
+    linear.weight.data.copy_(conv.weight.data.flatten(1))
+    optimizer = Muon([{"params": [conv.weight, linear.weight], "lr": 0.1, "muon": True}])
+    for _ in range(3):
+        conv.weight.grad = torch.randn(8, 4, 3, 3)
+        linear.weight.grad = conv.weight.grad.flatten(1).clone()
+        optimizer.step()
+    torch.testing.assert_close(conv.weight.flatten(1), linear.weight)
+
+
 def test_it_is_built_for_the_named_matrices_and_resumes() -> None:
     def build(network: nn.Sequential) -> dict:
         config = OptimConfig(lr=1e-2, muon_lr=0.05, warmup_steps=1)
