@@ -1,7 +1,7 @@
 """Prompts or plans to videos: python generate.py prompt="A woman walks to the left." [key=value ...]
 
   python generate.py prompt="A man in a red shirt waves his right hand for 4 seconds." seed=3 n=2
-  python generate.py prompts=prompts.txt                 one prompt a line
+  python generate.py prompts=configs/chain/prompts.txt   one prompt a line; overview.png shows all of them
   python generate.py plan=outputs/a-man-waves-0/plan.json    renders an edited plan
 
 Settings, all as key=value:
@@ -18,13 +18,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from PIL import Image
 from tqdm import tqdm
 
 from configs.chain_schema import GenerateConfig
 from configs.cli import run_script, split_arguments
 from configs.loader import load_typed
 from modules.errors import UserError
-from modules.outputs import slug, write_result
+from modules.files import atomic_path
+from modules.outputs import overview, slug, write_result
 from modules.pipeline import DENSE_STAGES, PLAN_STAGES, RENDER_STAGES, Pipeline
 from modules.pose.io import Plan, read_plan
 from modules.text import check_prompt
@@ -59,6 +61,11 @@ def generate(cfg: GenerateConfig) -> list[Path]:
             write_result(folder, pipeline.from_plan(plan), cfg.scale)
             folders.append(folder)
             bar.write(f"{folder}")
+    if len(folders) > 1:
+        picture = Path(cfg.out) / "overview.png"
+        with atomic_path(picture) as path:
+            Image.fromarray(overview([folder / "sheet.png" for folder in folders])).save(path)
+        print(picture)
     return folders
 
 

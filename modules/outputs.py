@@ -9,6 +9,7 @@ import secrets
 import shutil
 import textwrap
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -99,6 +100,14 @@ def sheet(result: Result) -> np.ndarray:
         )
     strip = side_by_side(columns)
     return np.concatenate([_heading(f"{keys.prompt}  (seed {result.plan.seed})", strip.shape[1]), strip])
+
+
+def overview(sheets: Sequence[Path]) -> np.ndarray:
+    """Sheets of several scenes below each other at half their size: (H, W, 3) uint8."""
+    pictures = [Image.open(path).convert("RGB") for path in sheets]
+    halves = [np.asarray(picture.reduce(2)) for picture in pictures]
+    width = max(half.shape[1] for half in halves)
+    return np.concatenate([np.pad(half, ((0, 4), (0, width - half.shape[1]), (0, 0))) for half in halves])
 
 
 def _heading(text: str, width: int) -> np.ndarray:

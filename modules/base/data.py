@@ -1,4 +1,4 @@
-"""Clips to training items of the base: the renderer's windows of frames without a pose hint."""
+"""Clips to training items of the base: the renderer's windows of frames, with hints where the training uses them."""
 
 from __future__ import annotations
 
@@ -16,5 +16,6 @@ def make_encode(config: BaseConfig) -> Encode:
         height=network.height,
         num_frames=network.num_frames,
         clock=config.clock,
-        with_hint=False,
+        with_hint=config.hint_share > 0,
+        with_mask="always" if config.figure_weight else "never",
     )

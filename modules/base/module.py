@@ -11,14 +11,21 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modules.base.config import BaseConfig
 from modules.base.data import collate, make_encode
 from modules.base.network import BaseNetwork, network_config, write_sums
 from modules.checkpoint import WEIGHTS_FILE, save_export
 from modules.controlnet.config import ClockConfig
-from modules.controlnet.diffusion import diffusion_loss, draw_timesteps, drop_captions, fixed_noise, is_hidden
+from modules.controlnet.diffusion import (
+    diffusion_loss,
+    draw_timesteps,
+    drop_captions,
+    figure_weights,
+    fixed_noise,
+    is_hidden,
+)
 from modules.controlnet.sampler import Guidance, sample, to_pixels
 from modules.optim import OptimConfig, lr_factor, make_optimizer, param_groups
 from modules.pose.draw import side_by_side
@@ -44,6 +51,11 @@ class BaseModule(L.LightningModule):
         self.save_hyperparameters({"config": dataclasses.asdict(self.config), "max_steps": max_steps})
         self.network = BaseNetwork(self.config.network)
         self.encode, self.collate = make_encode(self.config), collate
+        network = self.config.network
+        # Drawn poses to features at the size of the latents, for the clips of `hint_share`; no part of the export.
+        self.scaffold: nn.Module = nn.Identity()
+        if self.config.hint_share:
+            self.scaffold = nn.Conv2d(3 * network.vae.factor**2, network.unet.block_out_channels[0], 1)
 
     def setup_data(self, clips: Callable[[], Iterable[Clip]]) -> None:
         """The words of the training captions."""
@@ -86,14 +98,33 @@ class BaseModule(L.LightningModule):
         scale.copy_(1 / (keep / scale + (1 - keep) * std.clamp_min(1e-4)))
 
     def model_step(
-        self, batch: dict[str, Any], timestep: Tensor, noise: Tensor, captions: list[str]
+        self,
+        batch: dict[str, Any],
+        timestep: Tensor,
+        noise: Tensor,
+        captions: list[str],
+        extra: Tensor | None = None,
+        weight: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Diffusion loss of a batch at given timesteps (B,) and noise (B, C, F, h, w)."""
+        """Diffusion loss of a batch at given timesteps (B,) and noise (B, C, F, h, w).
+
+        Args:
+            extra: see `_hint_features`; weight: of the loss, see `figure_weights`.
+        """
         latents = self.network.encode_frames(batch["frames"])
         text = self.network.encode_text(captions)
         noisy = self.network.schedule.add_noise(latents, noise, timestep)
-        prediction = self.network(noisy, timestep, text, batch["fps"])
-        return diffusion_loss(self.network.schedule, prediction, latents, noise, timestep)
+        prediction = self.network(noisy, timestep, text, batch["fps"], extra=extra)
+        return diffusion_loss(self.network.schedule, prediction, latents, noise, timestep, weight)
+
+    def _hint_features(self, batch: dict[str, Any]) -> Tensor | None:
+        """Features (B * F, C0, h, w) of the drawn poses of a share of the clips, zeros for the others."""
+        if not self.config.hint_share:
+            return None
+        hint = batch["hint"]  # (B, F, 3, H, W)
+        shown = (torch.rand(len(hint), device=hint.device) < self.config.hint_share).repeat_interleave(hint.shape[1])
+        pixels = nn.functional.pixel_unshuffle(hint.flatten(0, 1), self.config.network.vae.factor)
+        return self.scaffold(pixels) * shown[:, None, None, None]
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         if self.in_vae_phase:
@@ -108,7 +139,10 @@ class BaseModule(L.LightningModule):
         timestep = draw_timesteps(batch_size, steps, self.config.timestep_bias).to(self.device)
         noise = torch.randn(self._latent_shape(batch), device=self.device)
         captions = drop_captions(batch["captions"], self.config.caption_dropout)
-        parts = self.model_step(batch, timestep, noise, captions)
+        weight = None
+        if self.config.figure_weight:
+            weight = figure_weights(batch["figure"], self.network.latent_size, self.config.figure_weight)
+        parts = self.model_step(batch, timestep, noise, captions, self._hint_features(batch), weight)
         self.log_dict({f"train/{key}": value for key, value in parts.items()}, batch_size=batch_size)
         return parts["weighted"]
 
@@ -118,7 +152,8 @@ class BaseModule(L.LightningModule):
         first = config.vae_steps + config.short_share * (self.max_steps - config.vae_steps)
         if self.global_step < first:
             start = int(torch.randint(max(frames.shape[1] - config.short_frames, 0) + 1, ()))
-            return {**batch, "frames": frames[:, start : start + config.short_frames]}
+            chosen = slice(start, start + config.short_frames)
+            return batch | {key: batch[key][:, chosen] for key in ("frames", "hint", "figure") if key in batch}
         return {key: value[: config.long_clips] for key, value in batch.items()}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -138,7 +173,8 @@ class BaseModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """One optimiser; each phase has its own warm-up and cosine. A parameter without a gradient is not touched."""
         config, first = self.config, self.config.vae_steps
-        others = [*self.network.unet.named_parameters(), *self.network.text.named_parameters()]
+        parts = {"unet": self.network.unet, "text": self.network.text, "scaffold": self.scaffold}
+        others = [(f"{part}.{name}", p) for part, module in parts.items() for name, p in module.named_parameters()]
         vae = param_groups(self.network.vae.named_parameters(), config.vae_optim, is_hidden)
         rest = param_groups(others, config.optim, is_hidden)
         optimizer = make_optimizer([*vae, *rest])

@@ -108,10 +108,16 @@ class BaseNetwork(nn.Module):
         return torch.cat(parts).unflatten(0, raw.shape[:2])
 
     def forward(
-        self, noisy: Tensor, timestep: Tensor, text: Tensor, fps: Tensor, control: ControlResiduals | None = None
+        self,
+        noisy: Tensor,
+        timestep: Tensor,
+        text: Tensor,
+        fps: Tensor,
+        control: ControlResiduals | None = None,
+        extra: Tensor | None = None,
     ) -> Tensor:
         """Prediction of the UNet; see `VideoUNet.forward`."""
-        return self.unet(noisy, timestep, text, fps=fps, control=control)
+        return self.unet(noisy, timestep, text, fps=fps, control=control, extra=extra)
 
     def export_config(self) -> BaseNetworkConfig:
         """The configuration that an export stores."""

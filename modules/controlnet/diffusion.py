@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modules.controlnet.scheduler import NoiseSchedule
 
@@ -27,6 +27,16 @@ def drop_captions(captions: Sequence[str], share: float) -> list[str]:
     """Captions with about `share` of them replaced by the empty prompt, for classifier-free guidance."""
     drop = torch.rand(len(captions)) < share
     return ["" if dropped else caption for caption, dropped in zip(captions, drop.tolist(), strict=True)]
+
+
+def figure_weights(figure: Tensor, size: tuple[int, int], extra: float) -> Tensor:
+    """Weights (B, 1, F, h, w) of a loss on latents of `size`: 1 + `extra` where figures are, scaled to 1 on average.
+
+    Args:
+        figure: (B, F, H, W) coverage by figures in [0, 1], at pixel size.
+    """
+    weight = 1 + extra * nn.functional.adaptive_max_pool2d(figure, size)[:, None]
+    return weight / weight.mean()
 
 
 def diffusion_loss(
@@ -54,4 +64,5 @@ def diffusion_loss(
 
 def is_hidden(name: str) -> bool:
     """Which of a renderer's matrices and kernels Muon is for: not embeddings, nor the first and last layers."""
-    return not any(part in name for part in ("token_embedding", "position", "conv_in", "conv_out", "body.0."))
+    first_or_last = ("token_embedding", "position", "conv_in", "conv_out", "scaffold", "hint_encoder.body.0.")
+    return not any(part in name for part in first_or_last)

@@ -17,7 +17,14 @@ from modules.checkpoint import fingerprint, save_export
 from modules.controlnet.config import ClockConfig, ControlNetConfig, ControlNetworkConfig
 from modules.controlnet.controlnet import control_parameters
 from modules.controlnet.data import Encode, collate
-from modules.controlnet.diffusion import diffusion_loss, draw_timesteps, drop_captions, fixed_noise, is_hidden
+from modules.controlnet.diffusion import (
+    diffusion_loss,
+    draw_timesteps,
+    drop_captions,
+    figure_weights,
+    fixed_noise,
+    is_hidden,
+)
 from modules.controlnet.network import PoseRenderer, load_base
 from modules.controlnet.sampler import Control, Guidance, sample, to_pixels
 from modules.metrics.video import figure_iou, segment
@@ -85,12 +92,10 @@ class ControlNetModule(L.LightningModule):
         return parts["weighted"]
 
     def _figure_weight(self, batch: dict[str, Any]) -> Tensor | None:
-        """Weights (B, 1, F, h, w) of the loss: more where the figures are, 1 on average."""
+        """Weights (B, 1, F, h, w) of the loss, where any are asked for."""
         if not self.config.figure_weight:
             return None
-        small = torch.nn.functional.adaptive_max_pool2d(batch["figure"], self.renderer.base.latent_size)  # (B, F, h, w)
-        weight = 1 + self.config.figure_weight * small[:, None]
-        return weight / weight.mean()
+        return figure_weights(batch["figure"], self.renderer.base.latent_size, self.config.figure_weight)
 
     def _latent_shape(self, batch: dict[str, Any]) -> tuple[int, ...]:
         base, (batch_size, frames) = self.renderer.base, batch["hint"].shape[:2]

@@ -185,6 +185,7 @@ class VideoUNet(EncoderForward, UNet3DConditionModel):
         encoder_hidden_states: Tensor,
         fps: Tensor | float | None = None,
         control: ControlResiduals | None = None,
+        extra: Tensor | None = None,
     ) -> Tensor:
         """Predict from noisy latents.
 
@@ -194,6 +195,7 @@ class VideoUNet(EncoderForward, UNet3DConditionModel):
             encoder_hidden_states: (B, L, D) text states.
             fps: () or (B,) frames per second; None is the network's default.
             control: residuals of a ControlNet, already scaled.
+            extra: (B * F, C0, H, W) features that are added after the first convolution.
 
         Returns:
             (B, C, F, H, W).
@@ -201,7 +203,7 @@ class VideoUNet(EncoderForward, UNet3DConditionModel):
         frames = sample.shape[2]
         text = encoder_hidden_states.repeat_interleave(frames, dim=0)  # (B * F, L, D)
         emb = self.embed_condition(timestep, self.default_fps if fps is None else fps, sample)
-        x, skips = self.encode(self.embed_frames(sample), emb, text, frames)
+        x, skips = self.encode(self.embed_frames(sample, extra), emb, text, frames)
         if control is not None:
             if len(control.down) != len(skips):
                 raise ValueError(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import eval as eval_script
 import generate as generate_script
@@ -98,7 +99,9 @@ def test_an_edited_plan_is_rendered_beside_the_first_and_only_its_surroundings_c
 def test_prompts_of_a_file_with_several_seeds() -> None:
     Path("prompts.txt").write_text(f"{PROMPT}\nTwo people dance.\n")
     generate_script.main([*CHAIN, "prompts=prompts.txt", "n=2", "seconds=1", "people=1", "out=many"])
-    assert len(list(Path("many").iterdir())) == 4
+    sheets = [Image.open(path) for path in Path("many").glob("*/sheet.png")]
+    assert len(sheets) == 4
+    assert Image.open("many/overview.png").height == sum((sheet.height + 1) // 2 + 4 for sheet in sheets)
 
 
 @pytest.mark.parametrize("stage", ["vqvae", "llm", "interp", "controlnet", "evaluator"])

@@ -172,6 +172,27 @@ def test_each_phase_trains_its_own_part(batches: DataLoader[Any], clip: Clip) ->
     assert shown.shape[:2] == (4, 48)
 
 
+def test_hints_help_the_training_and_are_no_part_of_the_export(
+    batches: DataLoader[Any], clip: Clip, tmp_path: Path
+) -> None:
+    config = tiny_config(vae_steps=0, hint_share=0.5, figure_weight=2.0, short_share=1.0, short_frames=2)
+    module = BaseModule(config, max_steps=3)
+    module.setup_data(lambda: [clip])
+    batch, plain = next(iter(batches)), tiny_config(vae_steps=0)
+    torch.manual_seed(0)
+    found = [module._hint_features(batch) for _ in range(8)]
+    shown = torch.stack([x.flatten(1).any(1).unflatten(0, (2, -1)) for x in found if x is not None])  # (8, B, F)
+    assert shown.any()
+    assert not shown.all()
+    assert (shown == shown[..., :1]).all()  # all frames of a clip or none
+    assert BaseModule(plain, max_steps=1)._hint_features(batch) is None
+    before = snapshot(module.scaffold)
+    fit(module, batches, 3)
+    assert not torch.equal(before["weight"], module.scaffold.weight)  # pyright: ignore[reportArgumentType]
+    module.export(tmp_path / "base", {"step": 3})
+    assert set(load_frozen(tmp_path / "base", "base").state_dict()) == set(module.network.state_dict())
+
+
 def test_export_is_small_checked_and_the_same_network(tmp_path: Path) -> None:
     module = BaseModule(tiny_config(), max_steps=6)
     module.network.text.fit_vocabulary(["two people wave"])
