@@ -84,7 +84,10 @@ class VQVAEModule(L.LightningModule):
         self.usage.reset()
 
     def configure_optimizers(self) -> Any:
-        return build_optimizer(self.network.named_parameters(), self.config.optim, self.max_steps)
+        def is_hidden(name: str) -> bool:
+            return ".blocks." in name
+
+        return build_optimizer(self.network.named_parameters(), self.config.optim, self.max_steps, is_hidden)
 
     @torch.no_grad()
     def sample_images(self, batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
