@@ -43,7 +43,8 @@ class Throughput(L.Callback):
         self.total_seconds += now - self._start
         self._mark = self._start = now
         steps = trainer.global_step - self._window_step
-        if steps < self.log_every and (not steps or trainer.global_step < trainer.max_steps):
+        # At the console's own steps, also after a resume that lies between two of them.
+        if not steps or trainer.global_step % self.log_every and trainer.global_step < trainer.max_steps:
             return
         self.samples_per_second = self._window_samples / self._window_seconds
         self.seconds_per_step = self._window_seconds / steps

@@ -65,11 +65,11 @@ class BaseConfig:
     short_share: float = 0.0
     short_frames: int = 2
     long_clips: int = 8
-    figure_weight: float = 0.0  # additional weight of the second phase's loss where people are
     # Share of the clips of the second phase that are shown with their drawn poses, through one layer that is thrown
     # away afterwards. Words about people's looks are hard to learn as long as the place of the people is unknown: with
     # that hint they are learned in a few hundred steps, and the rest of the clips keeps the network one of text alone.
     hint_share: float = 0.0
+    figure_weight: float = 0.0  # additional weight of the loss of those clips where people are
     timestep_bias: float = 1.0  # > 1 draws more of the noisy timesteps: t = T * u^(1/bias)
     sampling_steps: int = 20
     sampling_guidance: float = 4.0
@@ -79,6 +79,8 @@ class BaseConfig:
             raise UserError(f"caption_dropout is {self.caption_dropout}; it must be from 0 to 1")
         if not 0 <= self.hint_share <= 1 or self.figure_weight < 0:
             raise UserError("hint_share must be from 0 to 1, figure_weight 0 or more")
+        if self.figure_weight and not self.hint_share:
+            raise UserError("figure_weight acts on clips that are shown with their poses: set hint_share above 0")
         if not 0 <= self.short_share <= 1 or self.short_frames < 1 or self.long_clips < 1:
             raise UserError("short_share must be from 0 to 1, short_frames and long_clips at least 1")
         if self.timestep_bias <= 0:

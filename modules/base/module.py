@@ -109,7 +109,8 @@ class BaseModule(L.LightningModule):
         """Diffusion loss of a batch at given timesteps (B,) and noise (B, C, F, h, w).
 
         Args:
-            extra: see `_hint_features`; weight: of the loss, see `figure_weights`.
+            extra: (B * F, C0, h, w) features added after the UNet's first convolution.
+            weight: of the loss, see `figure_weights`.
         """
         latents = self.network.encode_frames(batch["frames"])
         text = self.network.encode_text(captions)
@@ -117,14 +118,19 @@ class BaseModule(L.LightningModule):
         prediction = self.network(noisy, timestep, text, batch["fps"], extra=extra)
         return diffusion_loss(self.network.schedule, prediction, latents, noise, timestep, weight)
 
-    def _hint_features(self, batch: dict[str, Any]) -> Tensor | None:
-        """Features (B * F, C0, h, w) of the drawn poses of a share of the clips, zeros for the others."""
-        if not self.config.hint_share:
-            return None
+    def _hints(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Arguments of `model_step` that show a share of the clips with their drawn poses; nothing where it is 0."""
+        config = self.config
+        if not config.hint_share:
+            return {}
         hint = batch["hint"]  # (B, F, 3, H, W)
-        shown = (torch.rand(len(hint), device=hint.device) < self.config.hint_share).repeat_interleave(hint.shape[1])
-        pixels = nn.functional.pixel_unshuffle(hint.flatten(0, 1), self.config.network.vae.factor)
-        return self.scaffold(pixels) * shown[:, None, None, None]
+        shown = torch.rand(len(hint), device=hint.device) < config.hint_share
+        pixels = nn.functional.pixel_unshuffle(hint.flatten(0, 1), config.network.vae.factor)
+        extra = self.scaffold(pixels) * shown.repeat_interleave(hint.shape[1])[:, None, None, None]
+        if not config.figure_weight:
+            return {"extra": extra}
+        weight = figure_weights(batch["figure"], self.network.latent_size, config.figure_weight * shown)
+        return {"extra": extra, "weight": weight}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         if self.in_vae_phase:
@@ -139,10 +145,7 @@ class BaseModule(L.LightningModule):
         timestep = draw_timesteps(batch_size, steps, self.config.timestep_bias).to(self.device)
         noise = torch.randn(self._latent_shape(batch), device=self.device)
         captions = drop_captions(batch["captions"], self.config.caption_dropout)
-        weight = None
-        if self.config.figure_weight:
-            weight = figure_weights(batch["figure"], self.network.latent_size, self.config.figure_weight)
-        parts = self.model_step(batch, timestep, noise, captions, self._hint_features(batch), weight)
+        parts = self.model_step(batch, timestep, noise, captions, **self._hints(batch))
         self.log_dict({f"train/{key}": value for key, value in parts.items()}, batch_size=batch_size)
         return parts["weighted"]
 

@@ -29,13 +29,18 @@ def drop_captions(captions: Sequence[str], share: float) -> list[str]:
     return ["" if dropped else caption for caption, dropped in zip(captions, drop.tolist(), strict=True)]
 
 
-def figure_weights(figure: Tensor, size: tuple[int, int], extra: float) -> Tensor:
+def figure_weights(figure: Tensor, size: tuple[int, int], extra: float | Tensor) -> Tensor:
     """Weights (B, 1, F, h, w) of a loss on latents of `size`: 1 + `extra` where figures are, scaled to 1 on average.
+
+    Only for clips whose poses the network is shown: where it has to guess the place of people, a larger weight on
+    people makes it draw too many of them.
 
     Args:
         figure: (B, F, H, W) coverage by figures in [0, 1], at pixel size.
+        extra: one for all clips, or (B,).
     """
-    weight = 1 + extra * nn.functional.adaptive_max_pool2d(figure, size)[:, None]
+    small = nn.functional.adaptive_max_pool2d(figure, size)[:, None]
+    weight = 1 + torch.as_tensor(extra, device=figure.device).reshape(-1, 1, 1, 1, 1) * small
     return weight / weight.mean()
 
 

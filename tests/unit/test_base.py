@@ -180,12 +180,14 @@ def test_hints_help_the_training_and_are_no_part_of_the_export(
     module.setup_data(lambda: [clip])
     batch, plain = next(iter(batches)), tiny_config(vae_steps=0)
     torch.manual_seed(0)
-    found = [module._hint_features(batch) for _ in range(8)]
-    shown = torch.stack([x.flatten(1).any(1).unflatten(0, (2, -1)) for x in found if x is not None])  # (8, B, F)
+    found = [module._hints(batch) for _ in range(8)]
+    shown = torch.stack([hints["extra"].flatten(1).any(1).unflatten(0, (2, -1)) for hints in found])  # (8, B, F)
     assert shown.any()
     assert not shown.all()
     assert (shown == shown[..., :1]).all()  # all frames of a clip or none
-    assert BaseModule(plain, max_steps=1)._hint_features(batch) is None
+    weighted = torch.stack([hints["weight"].flatten(1).std(1) > 0 for hints in found])  # (8, B)
+    assert torch.equal(weighted, shown[..., 0])
+    assert BaseModule(plain, max_steps=1)._hints(batch) == {}
     before = snapshot(module.scaffold)
     fit(module, batches, 3)
     assert not torch.equal(before["weight"], module.scaffold.weight)  # pyright: ignore[reportArgumentType]
@@ -230,6 +232,8 @@ def test_bad_values() -> None:
         BaseNetworkConfig(width=100)
     with pytest.raises(UserError, match="caption_dropout is 2"):
         BaseConfig(caption_dropout=2)
+    with pytest.raises(UserError, match="set hint_share above 0"):
+        BaseConfig(figure_weight=1)
 
 
 def test_shipped_base() -> None:
