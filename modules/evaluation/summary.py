@@ -82,11 +82,12 @@ def _table(report: Report, line: Line) -> Table | None:
 def _row_name(report: Report, line: Line, start: str) -> str | None:
     table = _table(report, line)
     rows = table.rows if table is not None and start else []
-    return next((row.name for row in rows if row.name.startswith(start)), None)
+    names = [row.name for row in rows if row.name.startswith(start)]
+    return start if start in names else next(iter(names), None)
 
 
 def _cell(report: Report, line: Line, start: str) -> str | None:
-    """A figure as its table shows it, from the first row whose name begins with `start`."""
+    """A figure as its table shows it, from the row `start`, else the first whose name begins so."""
     table, name = _table(report, line), _row_name(report, line, start)
     if table is None or name is None:
         return None

@@ -115,6 +115,10 @@ def _denoise(
             free = network(current, at, windows, empty).residual
             clean = free + sampling.guidance_scale * (clean - free)
         current = solver.step(clean, int(timestep), current, return_dict=False)[0]
+    if network.base_kind != "none":
+        # Beyond the first and the last key the spline slows down and holds. What is drawn there, with a key on one side
+        # alone, can end anywhere: people grew by half within the last frames.
+        current = current * base.between[..., None]
     return current, visible
 
 
