@@ -125,12 +125,12 @@ def call(name: str, command: list[str]) -> float:
 
 
 def make_video(cfg: DemoConfig, seconds: dict[str, float]) -> Path:
-    """The video of the prompt, made again where an export is newer."""
+    """The video of the prompt, made again where an export or the settings are newer."""
     out = Path("outputs") / f"{slug(cfg.prompt)}-0"
-    exports = [Path(f"runs/{stage}/{cfg.name}/export/export.json") for stage in STAGES]
+    config = f"configs/chain/{cfg.size}.yaml"
+    made_from = [Path(config), *(Path(f"runs/{stage}/{cfg.name}/export/export.json") for stage in STAGES)]
     sheet = out / "sheet.png"
-    if not sheet.is_file() or sheet.stat().st_mtime < max(path.stat().st_mtime for path in exports):
-        config = f"configs/chain/{cfg.size}.yaml"
+    if not sheet.is_file() or sheet.stat().st_mtime < max(path.stat().st_mtime for path in made_from):
         seconds["a video"] = call("a video", ["generate.py", config, f"name={cfg.name}", f"prompt={cfg.prompt}"])
     return out
 
