@@ -20,6 +20,7 @@ from modules.controlnet.controlnet import PoseControlNet
 from modules.controlnet.data import draw_hint, hint_tensor
 from modules.controlnet.sampler import Control, Guidance, sample
 from modules.errors import UserError
+from modules.hardware import native_bfloat16
 from modules.pose.scene import Scene
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class PoseRenderer(nn.Module):
         guidance_rescale: float = 0.0,
         control_scale: float = 1.0,
         eta: float = 0.0,
+        precision: str = "32",
     ) -> np.ndarray:
         """Videos of whole scenes: rendered frame i shows dense pose i * `frame_stride`.
 
@@ -84,6 +86,7 @@ class PoseRenderer(nn.Module):
             scenes: dense, all of the same number of frames.
             prompts, seeds: one a scene.
             control_scale: 0 renders the prompt without the poses.
+            precision: "32", or "auto" for bfloat16 where the hardware computes in it.
 
         Returns:
             (B, F, H, W, 3) uint8 at fps / frame_stride frames per second, F = ceil(T / frame_stride).
@@ -93,10 +96,13 @@ class PoseRenderer(nn.Module):
             raise ValueError("scenes of one call must have the same number of frames: render them one by one")
         fps = torch.tensor([scene.fps / frame_stride for scene in scenes])
         control = Control(self.control, self.hints(scenes, chosen), control_scale) if control_scale else None
-        return sample(
-            self.base, list(prompts), list(seeds), num_frames=len(chosen[0]), fps=fps, steps=steps,
-            guidance=Guidance(guidance_scale, guidance_rescale), control=control, eta=eta,
-        )  # fmt: skip
+        device_type = self.base.latent_scale.device.type
+        half = precision == "auto" and native_bfloat16(device_type)
+        with torch.autocast(device_type, torch.bfloat16, enabled=half):
+            return sample(
+                self.base, list(prompts), list(seeds), num_frames=len(chosen[0]), fps=fps, steps=steps,
+                guidance=Guidance(guidance_scale, guidance_rescale), control=control, eta=eta,
+            )  # fmt: skip
 
 
 def _drop_base(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
