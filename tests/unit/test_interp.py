@@ -205,6 +205,14 @@ def test_keys_are_met_without_a_jump_beside_them() -> None:
     assert smooth < 0.2 * shift.abs().max()
 
 
+def test_beyond_the_last_key_the_spline_goes_on_whatever_is_drawn() -> None:
+    batch, network = batch_of([48]), network_of()  # the last key is frame 40
+    first, second = (run(network, batch, seed=seed) for seed in (0, 1))
+    differs = (first != second).flatten(2).any(2)[0]
+    assert differs[31:40].all()
+    assert not differs[40:].any()
+
+
 def test_frames_beyond_the_last_key_are_finite_and_then_held() -> None:
     batch, network = batch_of([31]), network_of()
     dense = run(network, batch, frames=80)
