@@ -8,6 +8,7 @@
   export=          the export; empty: runs/<stage>/<name>/export
   evaluator=       export that judges plans; empty: runs/evaluator/<name>/export
   chain=           config with the sampling settings of director, interpolator and renderer (configs/chain/demo.yaml)
+  pictures=0       how many clips' true and found poses are drawn beside the report (vqvae)
   clips= videos=64 how many clips of the split (all), how many of them are rendered
   out=             folder of the report; empty: eval/ beside the export
   reuse=false      keep a report of the same export, data and settings
@@ -23,6 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from configs.chain_schema import ChainConfig
 from configs.cli import run_script, split_arguments
@@ -30,6 +32,7 @@ from configs.eval_schema import EvalOptions, split_options
 from configs.loader import load_config, load_typed
 from configs.run import data_fingerprint
 from configs.schema import DataConfig
+from datamodules.folds import Folds
 from datamodules.webdataset import iter_clips
 from modules.checkpoint import fingerprint, load_frozen, read_export
 from modules.errors import UserError
@@ -53,9 +56,11 @@ class Job:
     chain: ChainConfig  # sampling settings, and the exports by which a pipeline is built
 
     def clips(self, split: str, *columns: str, limit: int | None = None) -> list[Clip]:
+        data = self.data
         found = iter_clips(
-            self.data.path, split, ("pose", *columns), self.data.num_frames, limit, self.data.min_confidence
-        )
+            data.path, split, ("pose", *columns), data.num_frames, limit, data.min_confidence,
+            train_split=data.train_split, val_split=data.val_split, folds=Folds(data.group, data.folds, data.fold),
+        )  # fmt: skip
         return list(found)
 
     def held_out(self, *columns: str) -> list[Clip]:
@@ -129,12 +134,17 @@ def _digest(values: object) -> str:
 
 
 def score_vqvae(job: Job) -> tuple[int, list[Table]]:
-    from modules.evaluation.vqvae import evaluate
+    from modules.evaluation.pictures import write_pairs
+    from modules.evaluation.vqvae import evaluate, pairs
 
     path = job.exports["vqvae"]
     config, network = read_export(path, "vqvae").config, load_frozen(path, "vqvae")
     train, clips = job.clips(job.data.train_split), job.held_out()
-    tables = evaluate(network, train, clips, stride=config["stride"], num_keys=config["num_keys"])  # type: ignore[arg-type]
+    rate: dict[str, Any] = {"stride": config["stride"], "num_keys": config["num_keys"]}
+    tables = evaluate(network, train, clips, **rate)  # type: ignore[arg-type]
+    chosen = clips[:: max(len(clips) // max(job.options.pictures, 1), 1)][: job.options.pictures]
+    folder = Path(job.options.out) / "pictures"
+    write_pairs(folder, pairs(network, chosen, **rate, fps=config["fps"]))  # type: ignore[arg-type]
     return len(clips), tables
 
 

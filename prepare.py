@@ -1,11 +1,11 @@
 """Make a data set of shards: python prepare.py SOURCE [key=value ...]
 
-  python prepare.py synthetic                       the sample data, in data/sample (about a minute on 2 cores)
+  python prepare.py synthetic                       the sample data, in data/sample (one to two minutes on 2 cores)
   python prepare.py synthetic out=data/small train=200 val=32 test=32
 
 synthetic: people who walk, wave, sit down, ... drawn before plain backgrounds, with captions
   out=data/sample   folder of the shards {train,val,test}-*.tar and of manifest.json
-  train=2000 val=128 test=256   clips
+  train=4000 val=128 test=256   clips
   seed=0            another seed, other clips
   shard_size=100    clips in one shard
   workers=2         processes; the result does not depend on them

@@ -23,6 +23,7 @@ from configs.loader import load_config, to_plain
 from configs.run import RunFolder, summary
 from configs.schema import RunConfig, stage_module
 from configs.show import show
+from datamodules.folds import Folds
 from datamodules.shards import find_shards
 from datamodules.webdataset import PoseDataModule, iter_clips
 from modules.checkpoint import code_version
@@ -45,7 +46,7 @@ def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     run = RunFolder(cfg)
     module = build_module(cfg)
     data = cfg.data
-    for split in (data.train_split, data.val_split):
+    for split in (data.train_split, data.val_split) if data.folds == 0 else (data.train_split,):
         find_shards(data.path, split)  # raises where there are none
     started_with = run.started_with()
     resume = run.last.exists() and not cfg.fresh
@@ -65,7 +66,11 @@ def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     else:
         if hasattr(module, "setup_data"):
             source = data.path, data.train_split, module.columns, data.num_frames
-            module.setup_data(functools.partial(iter_clips, *source, min_confidence=data.min_confidence))
+            folds = Folds(data.group, data.folds, data.fold)
+            names = {"train_split": data.train_split, "val_split": data.val_split}
+            module.setup_data(
+                functools.partial(iter_clips, *source, min_confidence=data.min_confidence, folds=folds, **names)
+            )
         rank_zero_only(run.start)(started_with)
     datamodule = PoseDataModule(
         **to_plain(data), seed=cfg.seed, columns=module.columns, encode=module.encode, collate=module.collate

@@ -18,12 +18,15 @@ class EvalOptions:
     chain: str = "configs/chain/demo.yaml"  # sampling settings of the director, the interpolator and the renderer
     clips: int | None = None  # of the split; None: all
     videos: int = 64  # clips or scenes that are rendered
+    pictures: int = 0  # clips of which vqvae draws true and found poses, in pictures/ beside the report
     out: str = ""  # folder of the report; empty: eval/ beside the export
     reuse: bool = False  # keep a report of the same export, data and settings
 
     def __post_init__(self) -> None:
         if self.clips is not None and self.clips < 1:
             raise UserError(f"clips is {self.clips}; it must be at least 1, or left out for all")
+        if self.pictures < 0:
+            raise UserError(f"pictures is {self.pictures}; it must be 0 or more")
         if self.videos < 1:
             raise UserError(f"videos is {self.videos}; it must be at least 1")
 

@@ -27,6 +27,11 @@ class DataConfig:
     train_split: str = "train"
     val_split: str = "val"
     test_split: str = "test"
+    # Validate on a part of the training split instead: samples are grouped by the field `group` of their json, the
+    # groups are dealt into `folds` parts, and part `fold` is held aside. folds 0: val_split validates.
+    group: str = ""
+    folds: int = 0
+    fold: int = 0
     batch_size: int = 32
     num_workers: int = 0
     num_frames: int = 200  # longest crop, dense frames
@@ -36,7 +41,13 @@ class DataConfig:
     cache_mb: int = 1024  # memory for samples that were read, MB a process; 0: read the shards again in every pass
 
     def __post_init__(self) -> None:
-        _at_least("data", self, batch_size=1, num_workers=0, num_frames=1, stride=1, shuffle_buffer=1, cache_mb=0)
+        _at_least("data", self, batch_size=1, num_workers=0, num_frames=1, stride=1, shuffle_buffer=1, cache_mb=0,
+                  folds=0, fold=0)  # fmt: skip
+        if self.folds and (self.folds < 2 or self.fold >= self.folds or not self.group):
+            raise UserError(
+                f"data.folds is {self.folds}, data.fold {self.fold} and data.group '{self.group}'; folds must be 0 or "
+                "at least 2, fold below it, and group a field of the samples' json, for example subject"
+            )
 
 
 @dataclass

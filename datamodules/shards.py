@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -60,10 +60,15 @@ def find_shards(path: str | Path, split: str) -> list[str]:
     return shards
 
 
-def count_samples(shards: Sequence[str]) -> int:
-    """Number of samples, from the manifest of the folder where it has them, else from the headers of the archives."""
+def count_samples(shards: Sequence[str], select: Callable[[str], bool] | None = None) -> int:
+    """Number of samples, from the manifest of the folder where it has them, else from the headers of the archives.
+
+    Args:
+        select: count only samples of these keys; None: all.
+    """
     count = 0
-    known = {folder: _manifest(folder) for folder in {Path(shard).parent for shard in shards}}
+    folders = {Path(shard).parent for shard in shards}
+    known = {folder: _manifest(folder) if select is None else {} for folder in folders}
     for shard in shards:
         if isinstance(number := known[Path(shard).parent].get(Path(shard).name), int):
             count += number
@@ -76,7 +81,8 @@ def count_samples(shards: Sequence[str]) -> int:
                         keys.add(base_plus_ext(member.name)[0])
         except (tarfile.TarError, OSError) as error:
             raise _damaged(shard, error) from error
-        count += len(keys - {None})
+        keys.discard(None)
+        count += len(keys) if select is None else sum(map(select, keys))
     return count
 
 
@@ -144,10 +150,14 @@ class ShardReader:
     Args:
         columns: see `datamodules.sample`.
         cache_mb: memory for samples in MB (of every worker process), 0 for none.
+        select: only samples of these keys; None: all.
     """
 
-    def __init__(self, columns: Sequence[str], cache_mb: int) -> None:
+    def __init__(
+        self, columns: Sequence[str], cache_mb: int, select: Callable[[str], bool] | None = None
+    ) -> None:
         self.columns = tuple(columns)
+        self.select = select
         self._left = cache_mb * 2**20
         self._cache: dict[str, list[Record]] = {}
 
@@ -158,6 +168,8 @@ class ShardReader:
         kept: list[Record] = []
         size = 0
         for record in read_shard(shard, self.columns):
+            if self.select is not None and not self.select(record.key):
+                continue
             size += record.size
             if size <= self._left:
                 kept.append(record)

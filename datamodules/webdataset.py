@@ -28,7 +28,8 @@ from webdataset.filters import shuffle
 from webdataset.pipeline import DataPipeline
 from webdataset.shardlists import SimpleShardList
 
-from datamodules.shards import Record, ShardReader, count_samples, find_shards
+from datamodules.folds import Folds, Select, open_split
+from datamodules.shards import Record, ShardReader, count_samples
 from datamodules.transforms import to_clip
 from modules.errors import UserError
 from modules.pose.scene import Clip
@@ -46,6 +47,10 @@ def iter_clips(
     num_frames: int = 200,
     limit: int | None = None,
     min_confidence: float = 0.1,
+    *,
+    train_split: str = "train",
+    val_split: str = "val",
+    folds: Folds | None = None,
 ) -> Iterator[Clip]:
     """The clips of a split in the order of its shards, from frame 0, in this process.
 
@@ -56,12 +61,14 @@ def iter_clips(
         num_frames: longest clip in dense frames.
         limit: stop after so many clips.
         min_confidence: a joint is visible above it.
+        train_split, val_split, folds: part of the training split may stand for the validation split.
 
     Raises:
         UserError: no such shards, or a sample that does not follow the schema.
     """
-    reader = ShardReader(columns, cache_mb=0)
-    records = itertools.chain.from_iterable(map(reader, find_shards(path, split)))
+    shards, select = open_split(str(path), split, train_split=train_split, val_split=val_split, folds=folds)
+    reader = ShardReader(columns, cache_mb=0, select=select)
+    records = itertools.chain.from_iterable(map(reader, shards))
     clips = (to_clip(r.sample(), num_frames=num_frames, min_confidence=min_confidence) for r in records)
     yield from itertools.islice((clip for clip in clips if clip is not None), limit)
 
@@ -82,6 +89,7 @@ class StreamConfig:
     seed: int
     rank: int = 0
     world: int = 1
+    select: Select | None = None  # which samples of the shards; None: all
 
 
 # Where a part of the training stream is: (pass, sample within the pass, items taken of that sample).
@@ -94,7 +102,7 @@ class _Stream(IterableDataset):
     def __init__(self, config: StreamConfig) -> None:
         super().__init__()
         self.config = config
-        self.reader = ShardReader(config.columns, config.cache_mb)
+        self.reader = ShardReader(config.columns, config.cache_mb, config.select)
         self._empty = 0
 
     def batches(self, worker: int, num_workers: int) -> Iterator[Any]:
@@ -322,6 +330,7 @@ class PoseDataModule(L.LightningDataModule):
         path: folder of `{split}-*.tar`.
         columns, encode, collate: of the stage. `encode(clip, rng, train)` gives a list of items, `collate` makes a
             batch of items.
+        group, folds, fold: hold part of the training split aside for validation, see `datamodules.folds`.
         batch_size: items of a training batch, clips of a validation batch (of each rank).
         num_workers: processes that read; each of every rank needs a training shard of its own.
         num_frames: longest crop in dense frames.
@@ -343,6 +352,9 @@ class PoseDataModule(L.LightningDataModule):
         train_split: str = "train",
         val_split: str = "val",
         test_split: str = "test",
+        group: str = "",
+        folds: int = 0,
+        fold: int = 0,
         num_workers: int = 0,
         num_frames: int = 200,
         stride: int = 10,
@@ -354,6 +366,7 @@ class PoseDataModule(L.LightningDataModule):
         super().__init__()
         self.path = path
         self.splits = {"train": train_split, "val": val_split, "test": test_split}
+        self.folds = Folds(group, folds, fold)
         self.num_workers = num_workers
         self.stride = stride
         self._options = {
@@ -370,9 +383,9 @@ class PoseDataModule(L.LightningDataModule):
 
     def _config(self, role: str) -> StreamConfig:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return StreamConfig(
-            find_shards(self.path, self.splits[role]), **self._options, rank=rank, world=world
-        )
+        names = {"train_split": self.splits["train"], "val_split": self.splits["val"]}
+        shards, select = open_split(self.path, self.splits[role], **names, folds=self.folds)
+        return StreamConfig(shards, **self._options, rank=rank, world=world, select=select)
 
     def train_dataloader(self) -> TrainLoader:
         """Raises:
@@ -387,7 +400,7 @@ class PoseDataModule(L.LightningDataModule):
                 f"{self.path} has {shards} shards {self.splits['train']}-*.tar, but {config.world} rank(s) with "
                 f"{workers} worker(s) need one each; {remedy}, or write more and smaller shards"
             )
-        return TrainLoader(TrainStream(config), self.num_workers, count_samples(config.shards))
+        return TrainLoader(TrainStream(config), self.num_workers, count_samples(config.shards, config.select))
 
     def val_dataloader(self) -> EvalLoader:
         return self._eval_loader("val")
@@ -397,4 +410,4 @@ class PoseDataModule(L.LightningDataModule):
 
     def _eval_loader(self, role: str) -> EvalLoader:
         config = self._config(role)
-        return EvalLoader(EvalStream(config, count_samples(config.shards)), self.num_workers)
+        return EvalLoader(EvalStream(config, count_samples(config.shards, config.select)), self.num_workers)

@@ -32,7 +32,7 @@ class SyntheticConfig:
     """Settings of `prepare.py synthetic`."""
 
     out: str = "data/sample"  # folder of the shards
-    train: int = 2000  # clips
+    train: int = 4000  # clips
     val: int = 128
     test: int = 256
     seed: int = 0

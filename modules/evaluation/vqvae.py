@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modules.evaluation.tokenizer_conditions import by_view, with_hidden_joints
 from modules.metrics.codebook import code_counts, dead_share, perplexity
 from modules.metrics.pose import Average, PoseError, position_error, unit_scale
-from modules.pose.scene import Clip
+from modules.pose.boxes import denormalise
+from modules.pose.scene import Clip, Person, Scene
 from modules.pose.skeleton import BODY_JOINTS
 from modules.reports import Column, Table
 from modules.vqvae.config import VQVAEConfig
 from modules.vqvae.data import Encode, collate
-from modules.vqvae.network import PoseTokenizer
+from modules.vqvae.network import DecodedPoses, PoseTokenizer
 
 _BATCH = 128
 
@@ -55,7 +57,7 @@ def mean_pose(train: Sequence[dict[str, Tensor]]) -> Tensor:
 def evaluate(
     network: PoseTokenizer, train: Sequence[Clip], clips: Sequence[Clip], *, stride: int, num_keys: int
 ) -> list[Table]:
-    """Errors of the reconstruction by depth, and the use of the codebooks.
+    """Errors of the reconstruction by depth, by camera and with joints hidden, and the use of the codebooks.
 
     Args:
         train: the training split, for the mean pose.
@@ -72,13 +74,16 @@ def evaluate(
         Column("MPJPE", "fine", "down"),
         Column("MPJPE body", "fine", "down"),
         Column("MPJPE clip box", "fine", "down"),
+        Column("MPJPE torso", "fine", "down"),
         Column("PCK", "share", "up"),
         Column("velocity error", "fine", "down"),
+        Column("bone error", "fine", "down"),
         Column("visibility", "share", "up"),
     ]
     table = Table("reconstruction", columns)
     _add(table, "mean pose", data, [constant.expand_as(batch["poses"]) for batch in data], None)
     depths = network.config.num_quantizers
+    found: list[DecodedPoses] = []
     for depth in range(1, depths + 1):
         found = [network.decode(c, batch["key_mask"], depth) for c, batch in zip(codes, data, strict=True)]
         name = "ours" if depth == depths else f"ours, {depth} of {depths} codes"
@@ -87,9 +92,11 @@ def evaluate(
     table.notes = [
         f"{people} people, keys every {stride} frames, visible joints. MPJPE: box units (half of the longer side = 1); "
         "body: without the face; clip box: in units of the box over the clip as it was read (the whole clip with "
-        "data.num_frames=100000). PCK: within 0.2 torso lengths. velocity error: between successive keys.",
+        "data.num_frames=100000); torso: in torso lengths. PCK: within 0.2 torso lengths. velocity error: "
+        "between successive keys. bone error: of the limbs' lengths in the picture. Codes of padding are a constant.",
     ]
-    return [table, _codebooks(network, data, codes)]
+    more = [*by_view(clips, data, found), with_hidden_joints(network, data, found)]
+    return [table, _codebooks(network, data, codes), *more]
 
 
 def _add(
@@ -121,11 +128,36 @@ def _add(
             "MPJPE": figures["mpjpe"],
             "MPJPE_body": float(body.compute()["mpjpe"]),
             "MPJPE_clip_box": float(sum(a.total for a in in_clip_box) / sum(a.count for a in in_clip_box)),
+            "MPJPE_torso": figures.get("mpjpe_torso"),
             "PCK": figures.get("pck"),
             "velocity_error": figures.get("velocity_error"),
+            "bone_error": figures.get("bone_error"),
             "visibility": right / total,
         },
     )
+
+
+@torch.inference_mode()
+def pairs(
+    network: PoseTokenizer, clips: Sequence[Clip], *, stride: int, num_keys: int, fps: float
+) -> list[tuple[str, Scene, Scene]]:
+    """(name, true key poses, what the tokenizer leaves of them) of the people of some clips."""
+    result = []
+    for clip in clips:
+        [batch] = batches([clip], stride, num_keys)
+        decoded = network.decode(network.encode(batch["poses"], batch["visibility"]))
+        times = np.arange(batch["poses"].shape[1]) * stride / fps
+        for number, box in enumerate(batch["boxes"].numpy()):
+            scenes = []
+            for poses, visible in (
+                (batch["poses"][number], batch["visibility"][number]),
+                (decoded.poses[number], decoded.visibility[number]),
+            ):
+                joints = denormalise(poses.numpy()[None], box[None], visible.numpy()[None])[0]
+                person = Person(joints.astype(np.float32), visible.numpy(), box)
+                scenes.append(Scene(clip.scene.width, clip.scene.height, fps, times, [person]))
+            result.append((f"{clip.key}-{number}", *scenes))
+    return result
 
 
 def _codebooks(network: PoseTokenizer, data: Sequence[dict[str, Tensor]], codes: Sequence[Tensor]) -> Table:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from modules.pose.skeleton import JOINT_NAMES, NUM_JOINTS
+from modules.pose.skeleton import JOINT_NAMES, LIMBS, NUM_JOINTS
 
 NECK, R_HIP, L_HIP = (JOINT_NAMES.index(name) for name in ("neck", "r_hip", "l_hip"))
 
@@ -93,6 +93,16 @@ def mean_acceleration(poses: Tensor, visibility: Tensor, scale: Tensor | float =
     return masked_average(value.norm(dim=-1) * scale, seen)
 
 
+def bone_lengths(poses: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]:
+    """Lengths of the 17 limbs in the picture, and where both ends are seen: (..., J, 2), (..., J) -> (..., 17) twice.
+
+    The gradient is finite where both ends coincide.
+    """
+    start, end = (list(ends) for ends in zip(*LIMBS, strict=True))
+    bone = poses[..., end, :] - poses[..., start, :]
+    return (bone.square().sum(-1) + 1e-8).sqrt(), visibility[..., start] & visibility[..., end]
+
+
 def torso_length(target: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]:
     """Length of the torso of each person: the mean over time from the neck to the middle of the hips.
 
@@ -149,6 +159,7 @@ class PoseError(Metric):
     `compute()` gives a dict:
         mpjpe: in box coordinates; mpjpe_px: in pixels; mpjpe_diagonal: in per cent of the diagonal of the person's box;
         mpjpe_torso: in torso lengths; pck: share of the joints within 0.2 torso lengths;
+        bone_error: mean difference of the limbs' lengths in the picture, in box coordinates;
         velocity_error, acceleration_error, acceleration, true_acceleration: in box coordinates per step and per step^2.
     The pixel and diagonal figures need boxes; they are left out where `update` was never given any.
 
@@ -159,7 +170,7 @@ class PoseError(Metric):
 
     full_state_update = False
     NAMES = (
-        "mpjpe", "mpjpe_px", "mpjpe_diagonal", "mpjpe_torso", "pck",
+        "mpjpe", "mpjpe_px", "mpjpe_diagonal", "mpjpe_torso", "pck", "bone_error",
         "velocity_error", "acceleration_error", "acceleration", "true_acceleration",
     )  # fmt: skip
     totals: Tensor  # (names,) float64
@@ -188,10 +199,12 @@ class PoseError(Metric):
         with_torso = chosen & known[:, None, None]
         per_torso = 1 / torso.clamp(min=1e-6)[:, None, None]
         distance = (poses - target).norm(dim=-1)  # (B, N, J)
+        (length, both), (true_length, _) = bone_lengths(poses, chosen), bone_lengths(target, chosen)
         found = {
             "mpjpe": masked_average(distance, chosen),
             "mpjpe_torso": masked_average(distance * per_torso, with_torso),
             "pck": masked_average((distance * per_torso <= 0.2).double(), with_torso),
+            "bone_error": masked_average((length - true_length).abs(), both),
             "velocity_error": difference_error(poses, target, chosen, order=1),
             "acceleration_error": difference_error(poses, target, chosen, order=2),
             "acceleration": mean_acceleration(poses, chosen),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from modules.errors import UserError
 from modules.optim import OptimConfig
@@ -12,6 +13,9 @@ from modules.optim import OptimConfig
 class NetworkConfig:
     """Size of the autoencoder. Encoder and decoder have the same blocks, one dilation each."""
 
+    # residual: blocks of convolutions over the keys; linear: the same without nonlinearities (the literal reading of
+    # the paper's "residual linear"); causal: audio2photoreal's, which has dilations and kernel size of its own.
+    architecture: Literal["residual", "linear", "causal"] = "residual"
     num_quantizers: int = 4  # Q, codes of a pose
     codebook_size: int = 256  # V
     latent_dim: int = 32
@@ -63,10 +67,12 @@ class VQVAEConfig:
     stride: int = 10
     num_keys: int = 20
     fps: float = 30.0
-    # Losses, beside the mean distance of the joints in box coordinates.
+    # Losses, beside the error of the joints in box coordinates: their mean distance, or the reference's smooth L1.
+    position_loss: Literal["distance", "smooth_l1"] = "distance"
     velocity_weight: float = 0.5  # distance between the differences of successive key poses
     commitment_weight: float = 0.1
     visibility_weight: float = 0.02  # binary cross-entropy
+    bone_weight: float = 0.0  # difference of the limbs' lengths
     # Augmentation in training.
     mirror_share: float = 0.5  # items with left and right exchanged
     hide_share: float = 0.1  # items in which joints, or the whole person, are hidden for some time
@@ -76,7 +82,7 @@ class VQVAEConfig:
             raise UserError(f"stride is {self.stride} and num_keys {self.num_keys}; both must be at least 1")
         if self.fps <= 0:
             raise UserError(f"fps is {self.fps}; it must be above 0, for example 30")
-        for name in ("velocity_weight", "commitment_weight", "visibility_weight"):
+        for name in ("velocity_weight", "commitment_weight", "visibility_weight", "bone_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         for name in ("mirror_share", "hide_share"):

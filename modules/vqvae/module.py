@@ -52,12 +52,13 @@ class VQVAEModule(L.LightningModule):
         """Weighted loss (), its parts, and the reconstruction."""
         inputs = batch["poses"], batch["visibility"], batch["key_mask"]
         output = self.network(*inputs)
-        parts = tokenizer_losses(output, *inputs)
+        parts = tokenizer_losses(output, *inputs, position=self.config.position_loss)
         loss = (
             parts.position
             + self.config.velocity_weight * parts.velocity
             + self.config.commitment_weight * parts.commitment
             + self.config.visibility_weight * parts.visibility
+            + self.config.bone_weight * parts.bone
         )
         return loss, parts, output
 

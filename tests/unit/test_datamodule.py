@@ -446,3 +446,41 @@ def test_real_motion_is_read_unchanged(shared_dir):
     assert len(batch["key"]) == 64
     assert max(batch["frames"]) == 200
     assert len(loader) == 1796 // 64
+
+
+def write_subjects(folder: Path, subjects: list[int]) -> Path:
+    for shard in range(2):
+        with open_shard(folder / f"train-{shard:06d}.tar") as tar:
+            for i in range(shard, len(subjects), 2):
+                meta = make_meta(f"Clip {i}.", subject=subjects[i])
+                write_sample(tar, f"clip{i}", make_poses(np.random.default_rng(i), 1, 20), meta)
+    return folder
+
+
+def test_folds_hold_whole_subjects_aside(tmp_path):
+    subjects = [0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4]
+    path = write_subjects(tmp_path / "data", subjects)
+    of_clip = {f"clip{i}": subject for i, subject in enumerate(subjects)}
+    held_ever: list[str] = []
+    for fold in range(3):
+        data = module(path, batch_size=1, group="subject", folds=3, fold=fold)
+        [trained] = take(data.train_dataloader())
+        held = [key for batch in data.val_dataloader() for key in batch["key"]]
+        assert sorted(trained + held) == sorted(of_clip)
+        assert not {of_clip[key] for key in trained} & {of_clip[key] for key in held}
+        assert len(data.train_dataloader()) == len(trained)
+        held_ever += held
+    assert sorted(held_ever) == sorted(of_clip)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group": "subject", "folds": 9}, "2 different values of 'subject'"),
+        ({"group": "age", "folds": 2}, "has no 'age'"),
+    ],
+)
+def test_folds_that_cannot_be_dealt(tmp_path, options, message):
+    path = write_subjects(tmp_path / "data", [0, 0, 1, 1])
+    with pytest.raises(UserError, match=message):
+        module(path, **options).train_dataloader()

@@ -126,3 +126,16 @@ def test_another_box_is_another_unit() -> None:
     assert scale == pytest.approx(0.5)
     average = metrics.position_error(poses, target, visibility, scale)
     assert average.value == pytest.approx(metrics.position_error(poses / 2, target / 2, visibility).value)
+
+
+def test_bone_error_is_the_change_of_the_limbs_lengths() -> None:
+    """A turn of the whole figure changes no limb; a figure half as large halves them all."""
+    _, target, visibility = example()
+    turned = target @ torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    metric = PoseError()
+    metric.update(turned, target, visibility)
+    assert figures_of(metric)["bone_error"] == pytest.approx(0, abs=1e-5)
+    length, seen = metrics.bone_lengths(target, visibility)
+    metric = PoseError()
+    metric.update(target / 2, target, visibility)
+    assert figures_of(metric)["bone_error"] == pytest.approx(float(length[seen].mean()) / 2, rel=1e-4)

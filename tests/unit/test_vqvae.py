@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import socket
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from torch.utils.data import DataLoader
 
 from modules.checkpoint import load_frozen
 from modules.errors import UserError
+from modules.metrics.codebook import CodebookUsage
+from modules.metrics.pose import PoseError
 from modules.pose.scene import Clip, Scene, make_person
 from modules.pose.skeleton import NUM_JOINTS
 from modules.vqvae.config import NetworkConfig, QuantizerConfig, VQVAEConfig
@@ -110,6 +113,41 @@ def test_padding_and_unseen_joints_enter_nothing(trained: PoseTokenizer, garbage
         torch.testing.assert_close(trained.decode(cut, key_mask[alone]).poses, decoded.poses[alone])
 
 
+@pytest.mark.parametrize("architecture", ["linear", "causal"])
+def test_padding_enters_nothing_in_other_architectures(architecture: str) -> None:
+    network = PoseTokenizer(dataclasses.replace(TINY, architecture=architecture))
+    losses = train(network, 40)
+    assert sum(losses[-5:]) < sum(losses[:5])
+    network.eval()
+    poses, visibility, key_mask = make_batch(seed=7)
+    codes = network.encode(poses, visibility, key_mask)
+    for i, length in enumerate(key_mask.sum(1).tolist()):
+        alone = slice(i, i + 1), slice(0, length)
+        assert torch.equal(network.encode(poses[alone], visibility[alone]), codes[alone])
+
+
+def test_the_linear_reading_is_linear() -> None:
+    network = PoseTokenizer(dataclasses.replace(TINY, architecture="linear"))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0, 0.3)
+    mask = torch.ones(1, 6, 1)
+    a, b = torch.randn(2, 1, 6, 54).unbind(0)
+    encoder = network.encoder
+    zero = encoder(torch.zeros_like(a), mask)
+    both = encoder(a, mask) + encoder(b, mask) - 2 * zero
+    torch.testing.assert_close(encoder(a + b, mask) - zero, both, rtol=1e-4, atol=1e-4)
+
+
+def test_the_causal_reference_looks_back_seven_keys() -> None:
+    torch.manual_seed(0)
+    network = PoseTokenizer(dataclasses.replace(TINY, architecture="causal"))
+    x = torch.randn(1, 20, 54, requires_grad=True)
+    network.encoder(x, torch.ones(1, 20, 1))[0, 12].sum().backward()
+    assert x.grad is not None
+    assert x.grad[0].abs().sum(-1).nonzero()[:, 0].tolist() == list(range(5, 13))
+
+
 def test_padding_enters_no_loss(trained: PoseTokenizer) -> None:
     batch = make_batch(seed=3)
     output = trained(*batch)
@@ -189,6 +227,20 @@ def test_training_lowers_the_error_of_the_reconstruction() -> None:
     assert errors[1] < 0.7 * errors[0]
 
 
+def test_the_tokenizer_comes_back_from_its_export(tmp_path: Path) -> None:
+    module = VQVAEModule(VQVAEConfig(network=TINY), max_steps=10)
+    poses, visibility, key_mask = make_batch()
+    module.network(poses, visibility, key_mask)  # the codebooks start
+    module.eval().export(tmp_path / "export", {})
+    tokenizer = PoseTokenizer.from_pretrained(tmp_path / "export")
+    codes = tokenizer.encode(poses, visibility, key_mask)
+    assert torch.equal(codes, module.network.encode(poses, visibility, key_mask))
+    # Without a mask every key is real.
+    full = tokenizer.encode(poses[:, :4], visibility[:, :4])
+    assert torch.equal(full, tokenizer.encode(poses[:, :4], visibility[:, :4], torch.ones(12, 4, dtype=torch.bool)))
+    assert tokenizer.decode(full, num_quantizers=1).poses.shape == (12, 4, NUM_JOINTS, 2)
+
+
 def test_all_state_is_in_the_state_dict() -> None:
     """After a reload one goes on as if nothing had happened: bitwise the same losses and codebooks."""
     torch.manual_seed(0)
@@ -258,6 +310,8 @@ RANK = """
 import sys
 import torch
 import torch.distributed as dist
+from modules.metrics.codebook import CodebookUsage
+from modules.metrics.pose import PoseError
 from modules.vqvae.quantizer import ResidualQuantizer
 
 rank, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -269,11 +323,28 @@ for step in range(8):  # other latents, other lengths and another batch size on 
     mask = torch.arange(10) < torch.randint(1, 11, (4 + rank, 1), generator=generator)
     quantizer(step + torch.randn(4 + rank, 10, 4, generator=generator), mask)
 torch.save(quantizer.state_dict(), f"{folder}/{rank}.pt")
+whole = torch.load(f"{folder}/metrics.pt", weights_only=True)
+share = {name: value[rank::2] for name, value in whole.items()}
+error, usage = PoseError(), CodebookUsage(2, 16)
+error.update(share["poses"], share["target"], share["visibility"], share["boxes"])
+usage.update(share["codes"], share["mask"])
+torch.save({**error.compute(), **usage.compute()}, f"{folder}/metrics{rank}.pt")
 dist.destroy_process_group()
 """
 
 
-def test_ranks_keep_the_same_codebooks(tmp_path: Path) -> None:
+def test_ranks_keep_the_same_codebooks_and_metrics(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(7, 10, NUM_JOINTS, 2, generator=generator)
+    whole = {
+        "target": target,
+        "poses": target + 0.1 * torch.randn(target.shape, generator=generator),
+        "visibility": torch.rand(target.shape[:3], generator=generator) < 0.8,
+        "boxes": torch.tensor([0.0, 0, 30, 40]).expand(7, 4) * torch.arange(1, 8)[:, None],
+        "codes": torch.randint(0, 16, (7, 10, 2), generator=generator),
+        "mask": torch.rand(7, 10, generator=generator) < 0.7,
+    }
+    torch.save(whole, tmp_path / "metrics.pt")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -285,6 +356,12 @@ def test_ranks_keep_the_same_codebooks(tmp_path: Path) -> None:
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert first["codebooks"].abs().max() > 0
+    error, usage = PoseError(), CodebookUsage(2, 16)
+    error.update(whole["poses"], whole["target"], whole["visibility"], whole["boxes"])
+    usage.update(whole["codes"], whole["mask"])
+    expected = {**error.compute(), **usage.compute()}
+    for rank in (0, 1):  # each with its part of the samples
+        torch.testing.assert_close(torch.load(tmp_path / f"metrics{rank}.pt", weights_only=True), expected)
 
 
 def make_clip(frames: int, people: int = 1) -> Clip:

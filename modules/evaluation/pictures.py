@@ -1,0 +1,51 @@
+"""True and found poses side by side, as strips and videos to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from modules.files import atomic_write
+from modules.pose.draw import pose_strip, poses_video, side_by_side
+from modules.pose.scene import Person, Scene
+from modules.pose.video import write_video
+
+_SIZE = (192, 192)  # px, height and width of a pose
+
+
+def write_pairs(folder: Path, pairs: Sequence[tuple[str, Scene, Scene]], fps: float | None = None) -> None:
+    """For each (name, true scene, found scene): <name>.png, truth above, and <name>.mp4, truth on the left.
+
+    Args:
+        fps: of the videos; None: that of the scenes' times.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, *scenes in pairs:
+        true, found = [_zoomed(scene, scenes[0]) for scene in scenes]
+        strip = np.concatenate([pose_strip(scene, count=10, size=_SIZE, boxes=False) for scene in (true, found)])
+        with atomic_write(folder / f"{name}.png", "wb") as file:
+            file.write(cv2.imencode(".png", strip[..., ::-1])[1].tobytes())
+        step = true.times[1] - true.times[0] if true.num_frames > 1 else 1 / true.fps
+        frames = side_by_side([poses_video(scene, _SIZE) for scene in (true, found)])
+        write_video(folder / f"{name}.mp4", _even(frames), fps or round(1 / step))
+
+
+def _zoomed(scene: Scene, on: Scene) -> Scene:
+    """The scene on a square canvas around the people of another one."""
+    low, high = on.boxes[:, :2].min(0), on.boxes[:, 2:].max(0)
+    side = int(np.ceil(1.2 * (high - low).max()))
+    shift = np.array([side, side]) / 2 - (low + high) / 2
+    persons = [
+        Person((p.joints + shift).astype(np.float32), p.visibility, p.box + np.tile(shift, 2)) for p in scene.persons
+    ]
+    return replace(scene, width=side, height=side, persons=persons)
+
+
+def _even(frames: np.ndarray) -> np.ndarray:
+    """Both sides even, as H.264 wants them."""
+    height, width = frames.shape[1:3]
+    return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
