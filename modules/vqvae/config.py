@@ -76,6 +76,9 @@ class VQVAEConfig:
     # Augmentation in training.
     mirror_share: float = 0.5  # items with left and right exchanged
     hide_share: float = 0.1  # items in which joints, or the whole person, are hidden for some time
+    rotate: float = 0.0  # degrees, standard deviation of a turn of the picture
+    stretch: float = 0.0  # standard deviation of the logarithm of height over width
+    tempo: float = 0.0  # the time between keys is up to this share longer or shorter
 
     def __post_init__(self) -> None:
         if self.stride < 1 or self.num_keys < 1:
@@ -85,6 +88,9 @@ class VQVAEConfig:
         for name in ("velocity_weight", "commitment_weight", "visibility_weight", "bone_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        for name in ("mirror_share", "hide_share"):
+        for name in ("rotate", "stretch"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        for name in ("mirror_share", "hide_share", "tempo"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be a share from 0 to 1")

@@ -22,7 +22,8 @@ class Encode:
     """Clip -> one item a person: poses (K, J, 2) in box coordinates, visibility (K, J), box (4,) px.
 
     K is at most `num_keys`; a longer clip gives a random stretch in training, the first otherwise. In training the
-    first key is at a random frame of the first stride, and items are mirrored, or hidden in part, by chance.
+    first key is at a random frame of the first stride, and items are mirrored, turned, stretched, played faster or
+    slower, or hidden in part, by chance.
     """
 
     def __init__(self, config: VQVAEConfig) -> None:
@@ -38,17 +39,41 @@ class Encode:
         if frames > longest:
             scene, first = scene.crop(first, min(frames, first + longest)), 0
         # A start within the first stride leaves the box as it is: it is that of the clip, but for a few frames.
-        keys = scene.at(np.arange(first, scene.num_frames, config.stride))
+        pace = 1 + config.tempo * rng.uniform(-1, 1) if train else 1.0
+        at = np.arange(first, scene.num_frames, config.stride * pace).round().astype(int)
+        keys = scene.at(at[at < scene.num_frames][: config.num_keys])
         if train and rng.random() < config.mirror_share:
             keys = keys.mirrored()
         items = []
         for person in keys.persons:
             poses = normalise(person.joints, person.box, person.visibility).astype(np.float32)
+            if train and (config.rotate or config.stretch):
+                poses = reshape(poses, person.visibility, rng, config.rotate, config.stretch)
             item = {"poses": poses, "visibility": person.visibility, "box": person.box}
             if train and rng.random() < config.hide_share:
                 item["visibility"] = hide(person.visibility, rng)
             items.append(item)
         return items
+
+
+def reshape(
+    poses: np.ndarray, visibility: np.ndarray, rng: np.random.Generator, rotate: float, stretch: float
+) -> np.ndarray:
+    """Poses (K, J, 2) in box coordinates, turned and stretched as one picture, in the coordinates of their new box.
+
+    Args:
+        visibility: (K, J) bool.
+        rotate: standard deviation of the turn, degrees.
+        stretch: standard deviation of the logarithm of height over width.
+    """
+    angle, taller = np.deg2rad(rng.normal(0, rotate)), rng.normal(0, stretch) / 2
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    poses = poses @ (turn * np.exp([-taller, taller]))
+    if not visibility.any():
+        return poses.astype(np.float32)
+    low, high = poses[visibility].min(0), poses[visibility].max(0)
+    half = max(float((high - low).max()) / 2, 1e-6)
+    return ((poses - (low + high) / 2) / half * visibility[..., None]).astype(np.float32)
 
 
 def hide(visibility: np.ndarray, rng: np.random.Generator) -> np.ndarray:

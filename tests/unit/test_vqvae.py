@@ -20,10 +20,11 @@ from modules.checkpoint import load_frozen
 from modules.errors import UserError
 from modules.metrics.codebook import CodebookUsage
 from modules.metrics.pose import PoseError
+from modules.pose.boxes import normalise
 from modules.pose.scene import Clip, Scene, make_person
 from modules.pose.skeleton import NUM_JOINTS
 from modules.vqvae.config import NetworkConfig, QuantizerConfig, VQVAEConfig
-from modules.vqvae.data import Encode, collate, hide
+from modules.vqvae.data import Encode, collate, hide, reshape
 from modules.vqvae.losses import mean_distance, tokenizer_losses
 from modules.vqvae.module import VQVAEModule
 from modules.vqvae.network import PoseTokenizer
@@ -390,6 +391,31 @@ def test_items_have_a_key_every_stride(frames: int, keys: int) -> None:
         for item in encode(clip, np.random.default_rng(seed), True):
             assert 1 <= len(item["poses"]) <= 20
             assert np.isfinite(item["poses"]).all()
+
+
+def test_a_reshaped_person_fills_the_box_again() -> None:
+    person = make_clip(30).scene.persons[0]
+    poses = normalise(person.joints, person.box, person.visibility)
+    rng = np.random.default_rng(1)
+    found = reshape(poses, person.visibility, rng, rotate=20, stretch=0.3)
+    seen = person.visibility
+    assert np.abs(found[seen]).max() == pytest.approx(1, abs=1e-5)
+    assert (found[~seen] == 0).all()
+    # An affine map: what stood on a line stays on a line, in the same ratios.
+    design = np.concatenate([poses[seen], np.ones((seen.sum(), 1))], 1)
+    fitted = design @ np.linalg.lstsq(design, found[seen], rcond=None)[0]
+    assert found[seen] == pytest.approx(fitted, abs=1e-4)
+    assert np.abs(found - poses).max() > 0.05
+
+
+@pytest.mark.parametrize(("tempo", "least", "most"), [(0.0, 20, 20), (0.5, 13, 20)])
+def test_tempo_changes_the_time_between_keys(tempo: float, least: int, most: int) -> None:
+    encode, clip = Encode(VQVAEConfig(tempo=tempo, hide_share=0)), make_clip(200)
+    keys = {len(encode(clip, np.random.default_rng(seed), True)[0]["poses"]) for seed in range(40)}
+    assert least <= min(keys)
+    assert max(keys) == most
+    assert (len(keys) > 1) == (tempo > 0)
+    assert len(encode(clip, np.random.default_rng(0), False)[0]["poses"]) == 20
 
 
 def test_hidden_joints_are_only_fewer() -> None:
