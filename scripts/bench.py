@@ -1,6 +1,7 @@
 """Cost of training each stage: python scripts/bench.py [size=demo] [data=data/sample] [steps=20] [stages=[vqvae,llm]]
 
-Trains a few steps of every stage, one after another, as runs named `bench`, and prints a table.
+Trains a few steps of every stage, one after another, as runs named `bench`, and prints a table; then the time in which
+the pose tokenizer that came out encodes and decodes full clips (20 keys).
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +38,8 @@ def main(arguments: list[str]) -> None:
     for row in rows:
         gpu = row.get("peak_gpu_memory_mb", "-")
         print(f"{row['stage']:<12}{row['seconds_per_step']:>10.4f}{row['peak_memory_mb']:>14}{gpu:>12}")
+    if "vqvae" in cfg.stages:
+        print("\n".join(["", *tokenizer_speed(ROOT / "runs/vqvae/bench/export")]))
 
 
 def measure(stage: str, cfg: BenchConfig) -> dict:
@@ -47,6 +52,37 @@ def measure(stage: str, cfg: BenchConfig) -> dict:
     if subprocess.run(command, cwd=ROOT).returncode:
         raise UserError(f"stage {stage} did not run; leave it out with stages=[...], or mend what it says above")
     return json.loads((ROOT / f"runs/{stage}/bench/metrics.json").read_text())
+
+
+def tokenizer_speed(export: Path, repeats: int = 30) -> list[str]:
+    """Milliseconds a clip of 20 keys that encoding and decoding take, alone and in a batch."""
+    import torch
+
+    from modules.vqvae.network import PoseTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = PoseTokenizer.from_pretrained(export).to(device)
+    lines = [f"{'tokenizer':<12}{'encode, ms':>12}{'decode, ms':>12}   a clip, {device}"]
+
+    def milliseconds(call: Callable[[], object], batch: int) -> float:
+        times = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            call()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        return 1000 * sorted(times)[repeats // 2] / batch
+
+    with torch.inference_mode():
+        for batch in (1, 64):
+            poses = torch.rand(batch, 20, 18, 2, device=device)
+            visibility = torch.ones(batch, 20, 18, dtype=torch.bool, device=device)
+            codes = tokenizer.encode(poses, visibility)
+            encode = milliseconds(lambda p=poses, v=visibility: tokenizer.encode(p, v), batch)
+            decode = milliseconds(lambda c=codes: tokenizer.decode(c), batch)
+            lines.append(f"batch {batch:<6}{encode:>12.3f}{decode:>12.3f}")
+    return lines
 
 
 if __name__ == "__main__":

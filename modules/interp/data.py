@@ -5,6 +5,7 @@ T frames, K keys, J joints; both counts are padded to the longest of a batch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,23 +13,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modules.interp.config import InterpConfig
+from modules.pose.augment import reshape
 from modules.pose.boxes import normalise
 from modules.pose.scene import Clip, Person
+
+_SIDES = re.compile(r"\b(left|right|clockwise|counterclockwise)\b", re.IGNORECASE)
 
 
 class Encode:
     """Clip -> one item for every person, in box coordinates.
 
     Keys are at frames 0, s, 2s, ... of the crop. In training the stride s is drawn from `strides` for each clip; else
-    it is the first of them.
+    it is the first of them; and clips are mirrored, turned and stretched by chance.
     """
 
-    def __init__(self, *, strides: Sequence[int], fps: float) -> None:
-        self.strides, self.fps = tuple(strides), fps
+    def __init__(self, config: InterpConfig) -> None:
+        self.config = config
 
     def __call__(self, clip: Clip, rng: np.random.Generator, train: bool) -> list[dict[str, Any]]:
-        stride = int(rng.choice(self.strides)) if train else self.strides[0]
-        return [person_item(person, stride, self.fps, clip.caption) for person in clip.scene.persons]
+        config, scene, caption = self.config, clip.scene, clip.caption
+        fps = config.network.fps
+        if not train:
+            return [person_item(person, config.strides[0], fps, caption) for person in scene.persons]
+        stride = int(rng.choice(config.strides))
+        if rng.random() < config.mirror_share:
+            scene = scene.mirrored()
+            # What such a caption says of sides is no longer true.
+            caption = "" if _SIDES.search(caption) else caption
+        items = [person_item(person, stride, fps, caption) for person in scene.persons]
+        if config.rotate or config.stretch:
+            for item in items:
+                item["poses"] = reshape(item["poses"], item["visibility"], rng, config.rotate, config.stretch)
+                item["keys"] = item["poses"][::stride]
+        return items
 
 
 def person_item(person: Person, stride: int, fps: float, caption: str) -> dict[str, Any]:

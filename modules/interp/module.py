@@ -45,7 +45,7 @@ class InterpModule(L.LightningModule):
         self.max_steps = max_steps
         self.save_hyperparameters({"config": dataclasses.asdict(self.config), "max_steps": max_steps})
         self.network = InterpNetwork.from_config(self.config.network)
-        self.encode = Encode(strides=self.config.strides, fps=self.config.network.fps)
+        self.encode = Encode(self.config)
         self.collate = collate
         self.scores = nn.ModuleDict({name: MeanMetric() for name in _SCORES})
         # In a list, so that the frozen network is no part of this module's weights.

@@ -20,11 +20,12 @@ from modules.checkpoint import load_frozen
 from modules.errors import UserError
 from modules.metrics.codebook import CodebookUsage
 from modules.metrics.pose import PoseError
+from modules.pose.augment import reshape
 from modules.pose.boxes import normalise
 from modules.pose.scene import Clip, Scene, make_person
 from modules.pose.skeleton import NUM_JOINTS
 from modules.vqvae.config import NetworkConfig, QuantizerConfig, VQVAEConfig
-from modules.vqvae.data import Encode, collate, hide, reshape
+from modules.vqvae.data import Encode, collate, hide
 from modules.vqvae.losses import mean_distance, tokenizer_losses
 from modules.vqvae.module import VQVAEModule
 from modules.vqvae.network import PoseTokenizer
