@@ -8,7 +8,8 @@
   export=          the export; empty: runs/<stage>/<name>/export
   evaluator=       export that judges plans; empty: runs/evaluator/<name>/export
   chain=           config with the sampling settings of director, interpolator and renderer (configs/chain/demo.yaml)
-  pictures=0       how many clips' true and found poses are drawn beside the report (vqvae)
+  pictures=0       how many clips' true and found poses are drawn beside the report (vqvae, interp)
+  samples=1 details=false   interp: samples a person, and tables of cost, text, spectrum and long motion
   clips= videos=64 how many clips of the split (all), how many of them are rendered
   out=             folder of the report; empty: eval/ beside the export
   reuse=false      keep a report of the same export, data and settings
@@ -18,6 +19,7 @@ Writes <split>.json and <split>.md, and prints the tables.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -134,7 +136,7 @@ def _digest(values: object) -> str:
 
 
 def score_vqvae(job: Job) -> tuple[int, list[Table]]:
-    from modules.evaluation.pictures import write_pairs
+    from modules.evaluation.pictures import write_comparisons
     from modules.evaluation.vqvae import evaluate, pairs
 
     path = job.exports["vqvae"]
@@ -144,7 +146,7 @@ def score_vqvae(job: Job) -> tuple[int, list[Table]]:
     tables = evaluate(network, train, clips, **rate)  # type: ignore[arg-type]
     chosen = clips[:: max(len(clips) // max(job.options.pictures, 1), 1)][: job.options.pictures]
     folder = Path(job.options.out) / "pictures"
-    write_pairs(folder, pairs(network, chosen, **rate, fps=config["fps"]))  # type: ignore[arg-type]
+    write_comparisons(folder, pairs(network, chosen, **rate, fps=config["fps"]))  # type: ignore[arg-type]
     return len(clips), tables
 
 
@@ -157,15 +159,22 @@ def score_llm(job: Job) -> tuple[int, list[Table]]:
 
 
 def score_interp(job: Job) -> tuple[int, list[Table]]:
-    from modules.evaluation.interp import STRIDES, evaluate
+    from modules.evaluation.interp import STRIDES, compared, evaluate, gather
+    from modules.evaluation.interp_details import details
+    from modules.evaluation.pictures import write_comparisons
 
-    clips = job.held_out()
+    clips, sampling, options = job.held_out(), job.chain.pipeline.interp, job.options
     trained, network = read_export(job.exports["interp"], "interp").config["strides"], job.pipeline().interpolator
-    with Progress(len(STRIDES) * sum(len(clip.scene.persons) for clip in clips), "people") as progress:
-        sampling = job.chain.pipeline.interp
-        return len(clips), evaluate(
-            network, clips, sampling=sampling, seed=job.seed, trained=trained, progress=progress
-        )
+    people = sum(len(clip.scene.persons) for clip in clips)
+    with Progress(len(STRIDES) * options.samples * people, "people") as progress:
+        more = {"samples": options.samples, "trained": trained, "progress": progress}
+        tables = evaluate(network, clips, sampling=sampling, seed=job.seed, **more)
+    if options.details:
+        tables += details(network, functools.partial(gather, clips), sampling, STRIDES)
+    chosen = clips[:: max(len(clips) // max(options.pictures, 1), 1)][: options.pictures]
+    for stride in STRIDES if chosen else ():
+        write_comparisons(Path(options.out) / "pictures", compared(network, chosen, stride, sampling, job.seed))
+    return len(clips), tables
 
 
 def score_controlnet(job: Job) -> tuple[int, list[Table]]:

@@ -18,7 +18,9 @@ class EvalOptions:
     chain: str = "configs/chain/demo.yaml"  # sampling settings of the director, the interpolator and the renderer
     clips: int | None = None  # of the split; None: all
     videos: int = 64  # clips or scenes that are rendered
-    pictures: int = 0  # clips of which vqvae draws true and found poses, in pictures/ beside the report
+    pictures: int = 0  # clips of which vqvae and interp draw true and found poses, in pictures/ beside the report
+    samples: int = 1  # drawn by interp for every person; of more than one, the mean is scored as well
+    details: bool = False  # interp: tables of cost, text, spectrum and long motion
     out: str = ""  # folder of the report; empty: eval/ beside the export
     reuse: bool = False  # keep a report of the same export, data and settings
 
@@ -27,6 +29,8 @@ class EvalOptions:
             raise UserError(f"clips is {self.clips}; it must be at least 1, or left out for all")
         if self.pictures < 0:
             raise UserError(f"pictures is {self.pictures}; it must be 0 or more")
+        if self.samples < 1:
+            raise UserError(f"samples is {self.samples}; it must be at least 1")
         if self.videos < 1:
             raise UserError(f"videos is {self.videos}; it must be at least 1")
 

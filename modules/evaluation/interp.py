@@ -17,8 +17,8 @@ from modules.interp.config import SamplingConfig
 from modules.interp.network import InterpNetwork
 from modules.interp.sampler import sample
 from modules.interp.splines import clip_spline
-from modules.pose.boxes import normalise
-from modules.pose.scene import Clip
+from modules.pose.boxes import denormalise, normalise
+from modules.pose.scene import Clip, Person, Scene
 from modules.pose.skeleton import BODY_JOINTS
 from modules.reports import Column, Table
 
@@ -52,6 +52,10 @@ class Errors:
     pixels: np.ndarray  # distance, px
     acceleration_error: np.ndarray  # of second differences, box units per frame^2
     acceleration: np.ndarray  # length of the second differences themselves
+    jerk: np.ndarray  # length of the third differences
+    at_keys: np.ndarray  # length of the second differences around the inner keys
+    missed: np.ndarray  # distance at the keys, box units
+    all_joints: np.ndarray  # distance over all 18 joints
     visibility: np.ndarray  # share of all joints whose visibility is right
 
 
@@ -122,6 +126,14 @@ def interpolate(
     return result
 
 
+def mean_motion(drawn: Sequence[list[tuple[np.ndarray, np.ndarray]]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Mean over samples of the same people: of the poses; visibility is the majority's."""
+    return [
+        (np.mean([poses for poses, _ in same], 0), np.mean([visible for _, visible in same], 0) > 0.5)
+        for same in zip(*drawn, strict=True)
+    ]
+
+
 def measure(motions: Sequence[Motion], found: Sequence[tuple[np.ndarray, np.ndarray]]) -> Errors:
     """Errors of dense poses against the real ones."""
     rows = []
@@ -132,9 +144,18 @@ def measure(motions: Sequence[Motion], found: Sequence[tuple[np.ndarray, np.ndar
         # A second difference needs three frames that are seen.
         seen = motion.seen[:, _BODY] & (np.arange(len(poses)) <= motion.at[-1])[:, None]
         triple = seen[:-2] & seen[1:-1] & seen[2:]
-        error, own = (_mean(np.linalg.norm(np.diff(x, 2, axis=0), axis=-1), triple) for x in (offset, poses[:, _BODY]))
+        body = poses[:, _BODY]
+        error = _mean(np.linalg.norm(np.diff(offset, 2, axis=0), axis=-1), triple)
+        second = np.linalg.norm(np.diff(body, 2, axis=0), axis=-1)
+        jerk = _mean(np.linalg.norm(np.diff(body, 3, axis=0), axis=-1), triple[:-1] & triple[1:])
+        inner = np.isin(np.arange(1, len(poses) - 1), motion.at[1:-1])[:, None]
+        missed = _mean(np.linalg.norm(offset[motion.at], axis=-1), motion.seen[motion.at][:, _BODY])
+        everywhere = _mean(np.linalg.norm(poses - motion.poses, axis=-1), motion.seen & motion.scored[:, None])
         right = float((visible == motion.seen)[motion.scored].mean())
-        rows.append((distance, distance * motion.half, error, own, right))
+        own = _mean(second, triple)
+        # A clip with no inner key says nothing of the motion through keys.
+        through = _mean(second, triple & inner) if (triple & inner).any() else np.nan
+        rows.append((distance, distance * motion.half, error, own, jerk, through, missed, everywhere, right))
     return Errors(*np.array(rows, np.float64).T)
 
 
@@ -147,6 +168,7 @@ def evaluate(
     clips: Sequence[Clip],
     *,
     sampling: SamplingConfig,
+    samples: int = 1,
     seed: int,
     trained: Sequence[int] = STRIDES,
     progress: Callable[[int], None] | None = None,
@@ -154,12 +176,13 @@ def evaluate(
     """One table for each stride (dense frames per key): real, linear, PCHIP, ours.
 
     Args:
+        samples: drawn for every person; of more than one, the mean is scored as well.
         trained: the strides that the network has seen; others are scored and said to be new to it.
         progress: called with the number of people that the network has done.
     """
     tables = []
     for stride in STRIDES:
-        tables.append(_table(network, gather(clips, stride), stride, sampling, seed, progress))
+        tables.append(_table(network, gather(clips, stride), stride, sampling, samples, seed, progress))
         if stride not in trained:
             tables[-1].notes.append(f"This network was trained with strides {', '.join(map(str, trained))} alone.")
     return tables
@@ -170,14 +193,19 @@ def _table(
     motions: Sequence[Motion],
     stride: int,
     sampling: SamplingConfig,
+    samples: int,
     seed: int,
     progress: Callable[[int], None] | None,
 ) -> Table:
     columns = [
         Column("MPJPE", "fine", "down"),
         Column("MPJPE px", "px", "down"),
+        Column("MPJPE all joints", "fine", "down"),
+        Column("at keys", "fine", "down"),
         Column("acceleration error", "fine", "down"),
         Column("acceleration", "fine"),
+        Column("through keys", "fine"),
+        Column("jerk", "fine"),
         Column("visibility", "share", "up"),
     ]
     table = Table(f"stride {stride}", columns)
@@ -188,20 +216,49 @@ def _table(
         "real": [(motion.poses, motion.seen) for motion in motions],
         "linear": spline(motions, "linear"),
         "PCHIP": spline(motions, "pchip"),
-        "ours": interpolate(network, motions, sampling, seed, progress),
     }
+    drawn = [interpolate(network, motions, sampling, seed + i, progress) for i in range(samples)]
+    methods["ours"] = drawn[0]
+    if samples > 1:
+        methods[f"ours, mean of {samples}"] = mean_motion(drawn)
     for name, found in methods.items():
         errors = measure(motions, found)
         table.add(
             name,
             MPJPE=float(errors.position.mean()),
             MPJPE_px=float(errors.pixels.mean()),
+            MPJPE_all_joints=float(errors.all_joints.mean()),
+            at_keys=float(errors.missed.mean()),
             acceleration_error=float(errors.acceleration_error.mean()),
             acceleration=float(errors.acceleration.mean()),
+            through_keys=float(np.nanmean(errors.at_keys)) if np.isfinite(errors.at_keys).any() else None,
+            jerk=float(errors.jerk.mean()),
             visibility=float(errors.visibility.mean()),
         )
     table.notes.append(
         f"{len(motions)} people; body joints, frames between keys. "
-        "Units: half of the box's longer side = 1; per frame^2."
+        "Units: half of the box's longer side = 1; acceleration and jerk: mean length of the second and third "
+        "differences, per frame^2 and frame^3; through keys: acceleration at the inner keys."
     )
     return table
+
+
+def compared(
+    network: InterpNetwork, clips: Sequence[Clip], stride: int, sampling: SamplingConfig, seed: int
+) -> list[tuple[str, dict[str, Scene]]]:
+    """(name, real, our and PCHIP's motion) of the first person of each clip, to look at."""
+    result = []
+    for clip in clips:
+        motions = gather([clip], stride)[:1]
+        if not motions:
+            continue
+        [ours], [pchip] = interpolate(network, motions, sampling, seed), spline(motions, "pchip")
+        scenes = {}
+        for label, (poses, visible) in (
+            ("real", (motions[0].poses, motions[0].seen)), ("interpolated", ours), ("PCHIP", pchip),
+        ):  # fmt: skip
+            box = np.array([0, 0, 200, 200], np.float32)
+            person = Person(denormalise(poses, box, visible).astype(np.float32), visible, box)
+            scenes[label] = Scene(200, 200, network.fps, np.arange(len(poses)) / network.fps, [person])
+        result.append((f"{clip.key}-stride{stride}", scenes))
+    return result

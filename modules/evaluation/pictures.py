@@ -10,28 +10,30 @@ import cv2
 import numpy as np
 
 from modules.files import atomic_write
-from modules.pose.draw import pose_strip, poses_video, side_by_side
+from modules.pose.draw import pose_strip, poses_video, side_by_side, with_label
 from modules.pose.scene import Person, Scene
 from modules.pose.video import write_video
 
 _SIZE = (192, 192)  # px, height and width of a pose
 
 
-def write_pairs(folder: Path, pairs: Sequence[tuple[str, Scene, Scene]], fps: float | None = None) -> None:
-    """For each (name, true scene, found scene): <name>.png, truth above, and <name>.mp4, truth on the left.
+def write_comparisons(folder: Path, comparisons: Sequence[tuple[str, dict[str, Scene]]]) -> None:
+    """For each (file name, {label: scene}): <name>.png, strips above each other, and <name>.mp4, side by side.
 
-    Args:
-        fps: of the videos; None: that of the scenes' times.
+    The first scene of each is the true one: all are shown on the canvas around its people.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, *scenes in pairs:
-        true, found = [_zoomed(scene, scenes[0]) for scene in scenes]
-        strip = np.concatenate([pose_strip(scene, count=10, size=_SIZE, boxes=False) for scene in (true, found)])
+    for name, scenes in comparisons:
+        folder.mkdir(parents=True, exist_ok=True)
+        true = next(iter(scenes.values()))
+        shown = {label: _zoomed(scene, true) for label, scene in scenes.items()}
+        strips = [
+            with_label(pose_strip(scene, count=10, size=_SIZE, boxes=False), label) for label, scene in shown.items()
+        ]
         with atomic_write(folder / f"{name}.png", "wb") as file:
-            file.write(cv2.imencode(".png", strip[..., ::-1])[1].tobytes())
+            file.write(cv2.imencode(".png", np.concatenate(strips)[..., ::-1])[1].tobytes())
         step = true.times[1] - true.times[0] if true.num_frames > 1 else 1 / true.fps
-        frames = side_by_side([poses_video(scene, _SIZE) for scene in (true, found)])
-        write_video(folder / f"{name}.mp4", _even(frames), fps or round(1 / step))
+        frames = side_by_side([poses_video(scene, _SIZE) for scene in shown.values()])
+        write_video(folder / f"{name}.mp4", _even(frames), round(1 / step))
 
 
 def _zoomed(scene: Scene, on: Scene) -> Scene:

@@ -54,7 +54,7 @@ def by_view(clips: Sequence[Clip], data: Sequence[dict[str, Tensor]], found: Seq
                 name,
                 people=int((views == name).sum()),
                 MPJPE=float(figures["mpjpe"]),
-                MPJPE_torso=float(figures.get("mpjpe_torso", torch.nan)),
+                MPJPE_torso=float(figures["mpjpe_torso"]) if "mpjpe_torso" in figures else None,
             )
     return [table]
 

@@ -140,23 +140,23 @@ def _add(
 @torch.inference_mode()
 def pairs(
     network: PoseTokenizer, clips: Sequence[Clip], *, stride: int, num_keys: int, fps: float
-) -> list[tuple[str, Scene, Scene]]:
-    """(name, true key poses, what the tokenizer leaves of them) of the people of some clips."""
+) -> list[tuple[str, dict[str, Scene]]]:
+    """(name, true key poses and what the tokenizer leaves of them) of the people of some clips."""
     result = []
     for clip in clips:
         [batch] = batches([clip], stride, num_keys)
         decoded = network.decode(network.encode(batch["poses"], batch["visibility"]))
         times = np.arange(batch["poses"].shape[1]) * stride / fps
         for number, box in enumerate(batch["boxes"].numpy()):
-            scenes = []
-            for poses, visible in (
-                (batch["poses"][number], batch["visibility"][number]),
-                (decoded.poses[number], decoded.visibility[number]),
+            scenes = {}
+            for label, poses, visible in (
+                ("real", batch["poses"][number], batch["visibility"][number]),
+                ("through the tokenizer", decoded.poses[number], decoded.visibility[number]),
             ):
                 joints = denormalise(poses.numpy()[None], box[None], visible.numpy()[None])[0]
                 person = Person(joints.astype(np.float32), visible.numpy(), box)
-                scenes.append(Scene(clip.scene.width, clip.scene.height, fps, times, [person]))
-            result.append((f"{clip.key}-{number}", *scenes))
+                scenes[label] = Scene(clip.scene.width, clip.scene.height, fps, times, [person])
+            result.append((f"{clip.key}-{number}", scenes))
     return result
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from modules.evaluation.pictures import write_pairs
+from modules.evaluation.pictures import write_comparisons
 from modules.evaluation.tokenizer_conditions import view_of
 from modules.evaluation.vqvae import batches, evaluate, pairs
 from modules.llm.scenes import scene_from_plan
@@ -88,12 +88,13 @@ def test_data_without_a_camera_have_no_such_table(network: PoseTokenizer, clips:
 
 def test_pictures_of_true_and_found_poses(tmp_path: Path, network: PoseTokenizer, clips: list[Clip]) -> None:
     found = pairs(network, clips[:2], stride=STRIDE, num_keys=KEYS, fps=30)
-    write_pairs(tmp_path, found)
+    write_comparisons(tmp_path, found)
     names = [f"clip{i}-0.{end}" for i in (0, 1) for end in ("mp4", "png")]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
-    assert len(read_frames(tmp_path / "clip0-0.mp4")) == found[0][1].num_frames
+    real = found[0][1]["real"]
+    assert len(read_frames(tmp_path / "clip0-0.mp4")) == real.num_frames
     # What is not seen is not drawn, and the true poses are those of the clip.
-    true, keys = found[0][1].persons[0], clips[0].scene.keys(STRIDE).persons[0]
+    true, keys = real.persons[0], clips[0].scene.keys(STRIDE).persons[0]
     shown = keys.visibility[:KEYS]
     assert (true.visibility == shown).all()
     assert true.joints[shown] == pytest.approx(keys.joints[:KEYS][shown], abs=1e-3)
