@@ -65,11 +65,15 @@ ROWS: dict[str, tuple[list[str], dict[str, Any] | None]] = {
     "turned, stretched, tempo": (["model.rotate=10", "model.stretch=0.15", "model.tempo=0.3"], None),
     "commitment 0.02": (["model.commitment_weight=0.02"], None),
     "commitment 0.5": (["model.commitment_weight=0.5"], None),
-    "library: EMA": (["model.quantizer.dropout=0"], {}),
+    "library: EMA": (["model.quantizer.dropout=0"], {"rotation_trick": False}),
     "library: rotation trick": (["model.quantizer.dropout=0"], {"rotation_trick": True}),
     "library: cosine codes": (["model.quantizer.dropout=0"], {"use_cosine_sim": True}),
     "library: residual FSQ 8 x 8 x 8": (["model.quantizer.dropout=0"], {"levels": [8, 8, 8]}),
 }
+
+
+# The rows build on the recipe without these.
+PLAIN = ["model.rotate=0", "model.stretch=0", "model.tempo=0"]
 
 
 @dataclass
@@ -142,7 +146,7 @@ def measure(name: str, cfg: TableConfig) -> dict[str, float]:
     items, library = ROWS[name]
     run = load_config(
         [str(ROOT / "configs/vqvae/cmu.yaml")],
-        [*items, f"data.path={cfg.data}", f"data.group={cfg.group}", f"data.folds={cfg.folds}"],
+        [*PLAIN, *items, f"data.path={cfg.data}", f"data.group={cfg.group}", f"data.folds={cfg.folds}"],
     )
     L.seed_everything(cfg.seed, verbose=False)
     module = VQVAEModule(run.model, max_steps=cfg.steps)

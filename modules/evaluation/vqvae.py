@@ -53,6 +53,11 @@ def mean_pose(train: Sequence[dict[str, Tensor]]) -> Tensor:
     return total / count.clamp_min(1)[:, None]
 
 
+def encode(network: PoseTokenizer, data: Sequence[dict[str, Tensor]]) -> list[Tensor]:
+    """Codes (B, K, Q) of each batch."""
+    return [network.encode(batch["poses"], batch["visibility"], batch["key_mask"]) for batch in data]
+
+
 @torch.inference_mode()
 def evaluate(
     network: PoseTokenizer, train: Sequence[Clip], clips: Sequence[Clip], *, stride: int, num_keys: int
@@ -64,9 +69,9 @@ def evaluate(
         clips: the held-out clips.
         stride, num_keys: of the tokenizer's export: dense frames per key pose, key poses at most.
     """
-    data = batches(clips, stride, num_keys)
-    codes = [network.encode(batch["poses"], batch["visibility"], batch["key_mask"]) for batch in data]
-    constant = mean_pose(batches(train, stride, num_keys))
+    data, seen = batches(clips, stride, num_keys), batches(train, stride, num_keys)
+    codes = encode(network, data)
+    constant = mean_pose(seen)
 
     columns = [
         Column("MPJPE px", "px", "down"),
@@ -96,7 +101,8 @@ def evaluate(
         "between successive keys. bone error: of the limbs' lengths in the picture. Codes of padding are a constant.",
     ]
     more = [*by_view(clips, data, found), with_hidden_joints(network, data, found)]
-    return [table, _codebooks(network, data, codes), *more]
+    usage = {"held out": _counts(network, data, codes), "training": _counts(network, seen, encode(network, seen))}
+    return [table, _codebooks(usage), *more]
 
 
 def _add(
@@ -160,12 +166,26 @@ def pairs(
     return result
 
 
-def _codebooks(network: PoseTokenizer, data: Sequence[dict[str, Tensor]], codes: Sequence[Tensor]) -> Table:
-    """Perplexity and unused entries of each depth on the held-out clips."""
+def _counts(network: PoseTokenizer, data: Sequence[dict[str, Tensor]], codes: Sequence[Tensor]) -> Tensor:
+    """How often each entry is used: (Q, V)."""
     size = network.config.codebook_size
-    counts = torch.stack([code_counts(c, batch["key_mask"], size) for c, batch in zip(codes, data, strict=True)]).sum(0)
-    table = Table("codebooks", [Column("perplexity", "number", "up"), Column("never used", "share", "down")])
-    for depth, (spread, dead) in enumerate(zip(perplexity(counts).tolist(), dead_share(counts).tolist(), strict=True)):
-        table.add(f"depth {depth}", perplexity=spread, never_used=dead)
-    table.notes = [f"{size} entries each, over {int(counts[0].sum())} key poses of the held-out clips."]
+    return torch.stack([code_counts(c, batch["key_mask"], size) for c, batch in zip(codes, data, strict=True)]).sum(0)
+
+
+def _codebooks(usage: dict[str, Tensor]) -> Table:
+    """Perplexity and unused entries of each depth, by the name of the data."""
+    columns = [
+        column
+        for name in usage
+        for column in (Column(f"perplexity, {name}", "number", "up"), Column(f"never used, {name}", "share", "down"))
+    ]
+    table = Table("codebooks", columns)
+    for depth in range(len(next(iter(usage.values())))):
+        values: dict[str, float] = {}
+        for name, counts in usage.items():
+            values[f"perplexity, {name}".replace(" ", "_")] = float(perplexity(counts)[depth])
+            values[f"never used, {name}".replace(" ", "_")] = float(dead_share(counts)[depth])
+        table.add(f"depth {depth}", **values)
+    poses = ", ".join(f"{int(counts[0].sum())} {name}" for name, counts in usage.items())
+    table.notes = [f"{next(iter(usage.values())).shape[1]} entries each. Key poses: {poses}."]
     return table
