@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from modules.files import atomic_write
-from modules.pose.draw import pose_strip, poses_video, side_by_side, with_label
+from modules.pose.draw import pose_strip, poses_video, side_by_side
 from modules.pose.scene import Person, Scene
 from modules.pose.video import write_video
 
@@ -27,13 +27,23 @@ def write_comparisons(folder: Path, comparisons: Sequence[tuple[str, dict[str, S
         true = next(iter(scenes.values()))
         shown = {label: _zoomed(scene, true) for label, scene in scenes.items()}
         strips = [
-            with_label(pose_strip(scene, count=10, size=_SIZE, boxes=False), label) for label, scene in shown.items()
+            part
+            for label, scene in shown.items()
+            for strip in [pose_strip(scene, count=10, size=_SIZE, boxes=False)]
+            for part in (_line(label, strip.shape[1]), strip)
         ]
         with atomic_write(folder / f"{name}.png", "wb") as file:
             file.write(cv2.imencode(".png", np.concatenate(strips)[..., ::-1])[1].tobytes())
         step = true.times[1] - true.times[0] if true.num_frames > 1 else 1 / true.fps
         frames = side_by_side([poses_video(scene, _SIZE) for scene in shown.values()])
         write_video(folder / f"{name}.mp4", _even(frames), round(1 / step))
+
+
+def _line(text: str, width: int) -> np.ndarray:
+    """A line of small text: (18, width, 3)."""
+    line = np.zeros((18, width, 3), np.uint8)
+    cv2.putText(line, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (220, 220, 220), 1, cv2.LINE_AA)
+    return line
 
 
 def _zoomed(scene: Scene, on: Scene) -> Scene:
