@@ -14,6 +14,7 @@ import contextlib
 import functools
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from modules.files import atomic_path
 from modules.pose.skeleton import NUM_JOINTS
 
 FPS = 30
+SPLITS = ("train", "val", "test")
 
 # Column -> ending of its file. "pose" (with the json) is always read, other columns only when asked for.
 COLUMNS = {"pose": "pose.npy", "video": "mp4"}
@@ -174,5 +176,8 @@ def write_sample(
 @contextlib.contextmanager
 def open_shard(path: str | Path) -> Iterator[tarfile.TarFile]:
     """A new shard for `write_sample`, which appears at `path` when the block ends without an error."""
-    with atomic_path(path) as temporary, tarfile.open(temporary, "w") as tar:
-        yield tar
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        with tarfile.open(fileobj=file, name=str(path), mode="w") as tar:
+            yield tar
+        file.flush()
+        os.fsync(file.fileno())  # a name without its content would look like a whole shard after a power cut
