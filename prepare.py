@@ -2,6 +2,7 @@
 
   python prepare.py synthetic                       the sample data, in data/sample (about a minute on 2 cores)
   python prepare.py openpose poses=json videos=videos captions=captions.csv out=data/mine preview=8
+  python prepare.py bvh motions=bvh captions=captions.csv out=data/mocap preview=8
 
 All sources:
   out=data/mine     folder of the shards {train,val,test}-*.tar and of manifest.json
@@ -28,6 +29,12 @@ openpose: folders of OpenPose's --write_json (COCO-18 or BODY_25), one folder a 
   track.max_gap=0.5 seconds that a person may be lost; bridge=true fills such gaps by interpolation
   min_confidence=0.1     a joint is seen above it
 
+bvh: motion capture of any rig, seen by virtual cameras
+  motions=FOLDER    .bvh files; captions=FILE as above, named by their paths below it, without the suffix
+  cameras=4         views of each clip;  width=1280 height=720   canvas;  stature=1.72   of the person, metres
+  joints.l_hip=NAME a joint of the rig that is not found by its name
+  min_seconds=1 max_frames=240
+
 An interrupted run goes on where it stopped; a complete data set is left as it is.
 """
 
@@ -38,6 +45,7 @@ from typing import Any
 
 from configs.cli import run_script, split_arguments
 from configs.loader import load_typed
+from datamodules.sources.mocap import BvhConfig, build_bvh
 from datamodules.sources.openpose import OpenPoseConfig, build_openpose
 from datamodules.sources.staging import tell
 from datamodules.synthetic.build import SyntheticConfig, build
@@ -47,6 +55,7 @@ from modules.errors import UserError
 SOURCES: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
     "synthetic": (SyntheticConfig, build),
     "openpose": (OpenPoseConfig, build_openpose),
+    "bvh": (BvhConfig, build_bvh),
 }
 
 

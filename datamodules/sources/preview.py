@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -38,12 +38,13 @@ def write_preview(out: Path, count: int, videos: Mapping[str, str] | None = None
         scene = _scene(sample)
         if not scene.persons:
             continue
-        poses = np.stack([draw_boxes(draw_skeleton(scene, index), scene) for index in range(scene.num_frames)])
-        rows = [_row(poses, scene, labels=True)]
+        chosen = np.linspace(0, scene.num_frames - 1, _PANELS).round().astype(int).tolist()
+        poses = [draw_boxes(draw_skeleton(scene, index), scene) for index in chosen]
+        rows = [_row(poses, scene, [f"{scene.times[index]:.2f} s" for index in chosen])]
         frames = _frames(sample, scene, (videos or {}).get(str(sample.meta.get("source")), ""))
         if frames is not None:
             film = np.stack([_overlay(frame, scene, i) for i, frame in enumerate(frames)])
-            rows.append(_row(film, scene, labels=False))
+            rows.append(_row([film[index] for index in chosen], scene))
             write_video(folder / f"{sample.key}.mp4", film, FPS)
         strip = np.concatenate([*rows, _line(sample.captions[0], rows[0].shape[1])])
         path = folder / f"{sample.key}.png"
@@ -53,18 +54,18 @@ def write_preview(out: Path, count: int, videos: Mapping[str, str] | None = None
     return written
 
 
-def _row(film: np.ndarray, scene: Scene, labels: bool) -> np.ndarray:
-    """Pictures at evenly spread times, side by side, cut to where the people are."""
+def _row(pictures: Sequence[np.ndarray], scene: Scene, labels: Sequence[str] = ()) -> np.ndarray:
+    """Pictures of the canvas side by side, cut to where the people are."""
     low, high = scene.boxes[:, :2].min(0), scene.boxes[:, 2:].max(0)
     margin = 0.15 * (high - low).max() + 4
     x0, y0 = np.maximum(low - margin, 0).astype(int).tolist()
     x1, y1 = np.ceil(high + margin).astype(int).tolist()
     panels = []
-    for index in np.linspace(0, len(film) - 1, _PANELS).round().astype(int).tolist():
-        cut = film[index, y0:y1, x0:x1]
+    for number, picture in enumerate(pictures):
+        cut = picture[y0:y1, x0:x1]
         width = min(max(round(_HEIGHT * cut.shape[1] / cut.shape[0]), 1), 3 * _HEIGHT)
         panel = cv2.resize(cut, (width, _HEIGHT), interpolation=cv2.INTER_AREA)
-        panels.append(with_label(panel, f"{scene.times[index]:.2f} s") if labels else panel)
+        panels.append(with_label(panel, labels[number]) if labels else panel)
     return side_by_side(panels)
 
 
