@@ -7,7 +7,6 @@ import difflib
 import functools
 import importlib.util
 import json
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,16 +157,3 @@ def load_captioner(path: str) -> Captioner:
         raise UserError(f"captioner={path} defines no function caption(scene, frames); add it")
     return function
 
-
-_SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
-
-
-def swap_sides(text: str) -> str:
-    """The text with left and right exchanged, for a mirrored clip; the case of the letters stays."""
-
-    def other(match: re.Match[str]) -> str:
-        word = match[0]
-        new = "right" if word.lower() == "left" else "left"
-        return new.upper() if word.isupper() else new.capitalize() if word[0].isupper() else new
-
-    return _SIDES.sub(other, text)
