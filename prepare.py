@@ -3,6 +3,7 @@
   python prepare.py synthetic                       the sample data, in data/sample (about a minute on 2 cores)
   python prepare.py openpose poses=json videos=videos captions=captions.csv out=data/mine preview=8
   python prepare.py bvh motions=bvh captions=captions.csv out=data/mocap preview=8
+  python prepare.py shards "tars=[old/train-*.tar,more/{a,b}-000000.tar]" out=data/joined
 
 All sources:
   out=data/mine     folder of the shards {train,val,test}-*.tar and of manifest.json
@@ -35,6 +36,13 @@ bvh: motion capture of any rig, seen by virtual cameras
   joints.l_hip=NAME a joint of the rig that is not found by its name
   min_seconds=1 max_frames=240
 
+shards: existing tars, joined or re-sharded; the samples are copied as they are and checked on the way
+  tars=[PATTERN,...]  with braces or wildcards; parallel tars (pose-, caption-, video-000000.tar) by their pose tars
+  layout=joined     one tar; parallel: {split}/pose-, caption- and video-000000.tar, so that new captions need new
+                    caption tars alone;  video=true   keep the videos
+  captions=FILE     other captions, by key;  split=train   of all samples, else by the names of the tars
+  skip_bad=false    leave damaged samples out, counted
+
 An interrupted run goes on where it stopped; a complete data set is left as it is.
 """
 
@@ -47,6 +55,7 @@ from configs.cli import run_script, split_arguments
 from configs.loader import load_typed
 from datamodules.sources.mocap import BvhConfig, build_bvh
 from datamodules.sources.openpose import OpenPoseConfig, build_openpose
+from datamodules.sources.reshard import ShardsConfig, build_shards
 from datamodules.sources.staging import tell
 from datamodules.synthetic.build import SyntheticConfig, build
 from modules.errors import UserError
@@ -56,6 +65,7 @@ SOURCES: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
     "synthetic": (SyntheticConfig, build),
     "openpose": (OpenPoseConfig, build_openpose),
     "bvh": (BvhConfig, build_bvh),
+    "shards": (ShardsConfig, build_shards),
 }
 
 

@@ -34,7 +34,8 @@ def data_fingerprint(splits: Sequence[tuple[str, str]]) -> dict[str, Any]:
                 found[tar] = "remote"
             elif path.is_file():
                 name = tar if several else path.relative_to(folder).as_posix() if path.is_relative_to(folder) else tar
-                digest = _hashes(path.parent).get(path.name, "")[:16]
+                hashes = _hashes(Path(folder))
+                digest = hashes.get(path.name, hashes.get(f"{path.parent.name}/{path.name}", ""))[:16]
                 found[name] = f"{path.stat().st_size} bytes {digest}".strip()
     _hashes.cache_clear()
     return {"shards": found}

@@ -168,9 +168,14 @@ def write_sample(
     files |= {} if video is None else {COLUMNS["video"]: video}
     parse_sample({"__key__": key, "__url__": str(tar.name), **files})
     for suffix, data in files.items():
-        info = tarfile.TarInfo(f"{key}.{suffix}")
-        info.size = len(data)
-        tar.addfile(info, io.BytesIO(data))
+        add_file(tar, f"{key}.{suffix}", data)
+
+
+def add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Adds a file to an open shard, with no time or owner: the same content gives the same bytes."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
 
 
 @contextlib.contextmanager

@@ -213,15 +213,13 @@ class Files:
             os.close(self._open.popitem()[1])
 
 
-def read_record(
-    files: Files, index: ShardIndex, number: int, columns: Sequence[str], wanted: Sequence[str]
-) -> Record:
-    """A sample of a shard, from disk.
+def read_raw(files: Files, index: ShardIndex, number: int, columns: Sequence[str]) -> dict[str, Any]:
+    """The files of a sample by their endings, with `__key__` and `__url__`.
 
     Raises:
         UserError: the shard is gone or was cut off since it was indexed.
     """
-    places = index.places[number]
+    places, wanted = index.places[number], suffixes(columns)
     raw: dict[str, Any] = {"__key__": index.keys[number], "__url__": index.shard}
     try:
         for file in {int(f) for f in places[:, 0]} - {-1}:
@@ -241,7 +239,7 @@ def read_record(
         raise UserError(
             f"{index.shard}: {index.keys[number]}: cannot be read ({reason}); did the shard change during the run?"
         ) from error
-    return Record(raw, columns)
+    return raw
 
 
 def read_shard(shard: str, columns: Sequence[str] = ("pose",)) -> Iterator[Record]:
@@ -250,9 +248,9 @@ def read_shard(shard: str, columns: Sequence[str] = ("pose",)) -> Iterator[Recor
     Raises:
         UserError: as `index_shard`.
     """
-    index, files, wanted = index_shard(shard, columns), Files(), suffixes(columns)
+    index, files = index_shard(shard, columns), Files()
     for number in range(len(index.keys)):
-        yield read_record(files, index, number, columns, wanted)
+        yield Record(read_raw(files, index, number, columns), columns)
 
 
 class ShardReader:
@@ -290,7 +288,6 @@ class Samples:
         keep: Callable[[Record], bool] | None = None,
     ) -> None:
         self.columns = tuple(columns)
-        self._wanted = suffixes(columns)
         self._files = Files()
         self._left = cache_mb * 2**20
         self._cache: dict[int, Record] = {}
@@ -328,4 +325,4 @@ class Samples:
 
     def _read(self, number: int) -> Record:
         index = self._indexes[int(self._shard[number])]
-        return read_record(self._files, index, int(self._number[number]), self.columns, self._wanted)
+        return Record(read_raw(self._files, index, int(self._number[number]), self.columns), self.columns)

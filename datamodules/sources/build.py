@@ -57,6 +57,13 @@ def plan_shards(split: str, items: Sequence[Any], shard_size: int) -> list[Shard
     ]
 
 
+def _count(shards: Sequence[Shard], split: str) -> int:
+    """Samples of a split; parallel tars hold the same ones."""
+    tars = [shard for shard in shards if shard.split == split]
+    poses = [shard for shard in tars if Path(shard.name).name.startswith("pose-")]
+    return sum(shard.count for shard in poses or tars)
+
+
 def sha256(path: str | Path) -> str:
     """Hash of a file."""
     digest = hashlib.sha256()
@@ -96,8 +103,9 @@ class DataSet:
     def begin(self) -> None:
         """Notes the settings, so that nothing of other settings is ever used, and clears what a killed run left."""
         self.out.mkdir(parents=True, exist_ok=True)
-        for leftover in self.out.glob(".*-*.tar"):
-            leftover.unlink(missing_ok=True)
+        for folder in (self.out, *(self.out / split for split in SPLITS)):
+            for leftover in folder.glob(".*-*.tar"):
+                leftover.unlink(missing_ok=True)
         if not self.manifest:
             self.manifest = {"complete": False, "settings": self.settings, "shards": {}}
             self._save()
@@ -121,7 +129,7 @@ class DataSet:
             "skeleton": "coco18",
             "fps": FPS,
             **info,
-            "samples": {split: sum(s.count for s in shards if s.split == split) for split in SPLITS},
+            "samples": {split: _count(shards, split) for split in SPLITS},
             "settings": self.settings,
             "shards": {shard.name: {"samples": shard.count, "sha256": ""} for shard in shards},
         }
@@ -143,7 +151,8 @@ class DataSet:
     def _open(self, overwrite: bool) -> dict[str, Any]:
         """The manifest that is there, {} where there is none; an old data set is removed if it may be."""
         path = self.out / MANIFEST
-        shards = [shard for shard in sorted(self.out.glob("*-*.tar")) if not shard.name.startswith(".")]
+        shards = [*self.out.glob("*-*.tar"), *(tar for split in SPLITS for tar in self.out.glob(f"{split}/*-*.tar"))]
+        shards = sorted(shard for shard in shards if not shard.name.startswith("."))
         manifest: dict[str, Any] = {}
         if path.is_file():
             try:

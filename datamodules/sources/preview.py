@@ -79,7 +79,13 @@ def _line(text: str, width: int) -> np.ndarray:
 
 def _choose(out: Path, count: int) -> list[Sample]:
     """Clips at equal distances over all shards."""
-    shards = [path for split in SPLITS for path in sorted(out.glob(f"{split}-*.tar"))] if count else []
+    shards = [
+        path
+        for split in SPLITS
+        for pattern in (f"{split}-*.tar", f"{split}/pose-*.tar")
+        for path in sorted(out.glob(pattern))
+    ]
+    shards = shards if count else []
     samples: list[Sample] = []
     for place in np.linspace(0, len(shards), count, endpoint=False).tolist() if shards else []:
         records = list(read_shard(str(shards[int(place)]), ("pose",)))
