@@ -36,6 +36,11 @@ bvh: motion capture of any rig, seen by virtual cameras
   joints.l_hip=NAME a joint of the rig that is not found by its name
   min_seconds=1 max_frames=240
 
+video: videos through a pose estimator; needs `pip install 'pose-director[video]'` (rtmlib)
+  videos=FOLDER     and captions, keep, track, ... as for openpose
+  detector=FILE pose_model=FILE   ONNX weights (YOLOX, RTMPose); without them rtmlib downloads its own
+  device=cpu        or cuda
+
 shards: existing tars, joined or re-sharded; the samples are copied as they are and checked on the way
   tars=[PATTERN,...]  with braces or wildcards; parallel tars (pose-, caption-, video-000000.tar) by their pose tars
   layout=joined     one tar; parallel: {split}/pose-, caption- and video-000000.tar, so that new captions need new
@@ -57,6 +62,7 @@ from datamodules.sources.mocap import BvhConfig, build_bvh
 from datamodules.sources.openpose import OpenPoseConfig, build_openpose
 from datamodules.sources.reshard import ShardsConfig, build_shards
 from datamodules.sources.staging import tell
+from datamodules.sources.video import VideoConfig, build_video
 from datamodules.synthetic.build import SyntheticConfig, build
 from modules.errors import UserError
 
@@ -64,6 +70,7 @@ from modules.errors import UserError
 SOURCES: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
     "synthetic": (SyntheticConfig, build),
     "openpose": (OpenPoseConfig, build_openpose),
+    "video": (VideoConfig, build_video),
     "bvh": (BvhConfig, build_bvh),
     "shards": (ShardsConfig, build_shards),
 }

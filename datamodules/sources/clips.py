@@ -27,7 +27,7 @@ from modules.errors import UserError
 from modules.pose.scene import Scene, make_person
 from modules.pose.video import VideoEncoder, iter_frames, read_frames
 
-_INPUTS = ("poses", "videos", "captions", "captioner", "motions", "model")  # settings that are paths
+_INPUTS = ("poses", "videos", "captions", "captioner", "motions", "detector", "pose_model")  # settings that are paths
 
 
 @dataclass

@@ -42,7 +42,7 @@ def build_openpose(config: OpenPoseConfig) -> dict[str, Any]:
         UserError: wrong input; the folder holds another data set.
     """
     found = find_frames(config.poses)
-    entries = _entries(config, list(found))
+    entries = read_entries(config, list(found))
     sources = {
         name: VideoSource(name, entries.get(name, Entry()), find_video(config.videos, name), files)
         for name, files in found.items()
@@ -112,7 +112,8 @@ def fingerprint(sources: dict[str, VideoSource], config: ClipConfig) -> str:
     return digest.hexdigest()[:16]
 
 
-def _entries(config: ClipConfig, names: list[str]) -> dict[str, Entry]:
+def read_entries(config: ClipConfig, names: list[str]) -> dict[str, Entry]:
+    """The captions file, checked against the names of the videos."""
     entries = read_captions(config.captions) if config.captions else {}
     if not config.captions and not config.captioner:
         raise UserError(
