@@ -24,7 +24,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,8 @@ from configs.chain_schema import ChainConfig
 from configs.cli import run_script, split_arguments
 from configs.eval_schema import EvalOptions, split_options
 from configs.loader import load_config, load_typed
-from configs.run import data_fingerprint
 from configs.schema import DataConfig
+from datamodules.fingerprint import data_fingerprint
 from datamodules.folds import Folds
 from datamodules.webdataset import iter_clips
 from modules.checkpoint import fingerprint, load_frozen, read_export
@@ -121,7 +121,7 @@ def evaluate(job: Job) -> Report:
 
 def describe(job: Job) -> dict[str, str]:
     """What is scored: a report with the same description would have the same figures."""
-    data = data_fingerprint(replace(job.data, val_split=job.options.split))
+    data = data_fingerprint([(job.data.path, job.options.split)])
     settings = {"chain": asdict(job.chain.pipeline), "data": asdict(job.data), "seed": job.seed}
     settings |= {"clips": job.options.clips, "videos": job.options.videos}
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from callbacks.bad_samples import BadSamples
 from callbacks.console import Console, quiet, say
 from callbacks.ema import EMA, load
 from callbacks.finite import StopAtNonFiniteLoss
@@ -21,12 +23,14 @@ from callbacks.throughput import Throughput, peak_memory_mb
 from configs.cli import run_script, split_arguments
 from configs.loader import load_config, to_plain
 from configs.run import RunFolder, summary
-from configs.schema import RunConfig, stage_module
+from configs.schema import DataConfig, RunConfig, stage_module
 from configs.show import show
+from datamodules.fingerprint import data_fingerprint
 from datamodules.folds import Folds
 from datamodules.shards import find_shards
 from datamodules.webdataset import PoseDataModule, iter_clips
 from modules.checkpoint import code_version
+from modules.pose.scene import Clip
 from modules.strategy import build_strategy, read_checkpoint, resolve_precision
 
 
@@ -46,9 +50,11 @@ def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     run = RunFolder(cfg)
     module = build_module(cfg)
     data = cfg.data
-    for split in (data.train_split, data.val_split) if data.folds == 0 else (data.train_split,):
-        find_shards(data.path, split)  # raises where there are none
-    started_with = run.started_with()
+    splits = [(path, data.train_split) for path in data.train_paths]
+    splits += [(data.path, data.val_split)] if data.folds == 0 else []
+    for path, split in splits:
+        find_shards(path, split)  # raises where there are none
+    started_with = run.started_with(data_fingerprint(splits))
     resume = run.last.exists() and not cfg.fresh
     if resume:
         run.check_same(started_with)
@@ -65,12 +71,7 @@ def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         module.on_load_checkpoint(read_checkpoint(run.last, weights=False))  # what `encode` needs
     else:
         if hasattr(module, "setup_data"):
-            source = data.path, data.train_split, module.columns, data.num_frames
-            folds = Folds(data.group, data.folds, data.fold)
-            names = {"train_split": data.train_split, "val_split": data.val_split}
-            module.setup_data(
-                functools.partial(iter_clips, *source, min_confidence=data.min_confidence, folds=folds, **names)
-            )
+            module.setup_data(functools.partial(training_clips, data, module.columns))
         rank_zero_only(run.start)(started_with)
     datamodule = PoseDataModule(
         **to_plain(data), seed=cfg.seed, columns=module.columns, encode=module.encode, collate=module.collate
@@ -91,6 +92,16 @@ def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     return metrics or {}, {**objects, "datamodule": datamodule, "trainer": trainer}
 
 
+def training_clips(data: DataConfig, columns: tuple[str, ...]) -> Iterator[Clip]:
+    """All clips that a stage learns its vocabulary from."""
+    names = {"train_split": data.train_split, "val_split": data.val_split}
+    folds = Folds(data.group, data.folds, data.fold)
+    for path in data.train_paths:
+        yield from iter_clips(
+            path, data.train_split, columns, data.num_frames, min_confidence=data.min_confidence, folds=folds, **names
+        )
+
+
 def build_module(cfg: RunConfig) -> Any:
     """The LightningModule of the stage."""
     return stage_module(cfg.stage)(to_plain(cfg.model), max_steps=cfg.trainer.max_steps)
@@ -106,7 +117,7 @@ def build_trainer(cfg: RunConfig, run: RunFolder, monitor: tuple[str, str]) -> t
     callbacks = [throughput, Console(throughput, monitor[0], options.log_every), StopAtNonFiniteLoss()]
     callbacks += [Samples(options.sample_every)] if options.sample_every else []
     callbacks += [EMA(options.ema_decay)] if options.ema_decay else []
-    callbacks += [history, LearningRateMonitor("step"), RandomState(), checkpoint, last]
+    callbacks += [history, LearningRateMonitor("step"), BadSamples(), RandomState(), checkpoint, last]
     # Validations are spread evenly, so that the last one is at the last step.
     rounds = max(round(options.max_steps / options.val_every), 1)
     trainer = L.Trainer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 
 from configs.loader import ConfigError, load_config, to_plain
-from configs.schema import DataConfig, RunConfig
+from configs.schema import RunConfig
 from modules.checkpoint import INFO_FILE, fingerprint
 from modules.errors import UserError
 from modules.files import atomic_write
@@ -20,7 +19,8 @@ from modules.files import atomic_write
 # `max_steps` is not among them, because the learning rate depends on it. `data.path` is not compared as text: the
 # shards themselves are.
 HARMLESS = {
-    "fresh", "run_dir", "data.path", "data.num_workers", "data.cache_mb", "data.test_split",
+    "fresh", "other_data", "run_dir", "data.path", "data.num_workers", "data.cache_mb", "data.test_split",
+    "data.max_bad_fraction",
     "trainer.log_every", "trainer.sample_every", "trainer.accelerator", "trainer.offload",
 }  # fmt: skip
 
@@ -39,9 +39,9 @@ class RunFolder:
             self.root / name for name in ("config.yaml", "data.json", "metrics.json")
         )
 
-    def started_with(self) -> dict[str, Any]:
-        """Fingerprints of the shards and of the exports that the configuration names."""
-        return {"data": data_fingerprint(self.cfg.data), "exports": export_fingerprints(to_plain(self.cfg.model))}
+    def started_with(self, data: dict[str, Any]) -> dict[str, Any]:
+        """The fingerprint of the data, and those of the exports that the configuration names."""
+        return {"data": data, "exports": export_fingerprints(to_plain(self.cfg.model))}
 
     def check_same(self, now: dict[str, Any]) -> None:
         """A run continues only with the configuration and the data that it started with.
@@ -49,13 +49,21 @@ class RunFolder:
         Raises:
             UserError: lists what differs.
         """
-        differing = _differences(_flatten(self._config_before()), _flatten(to_plain(self.cfg)), HARMLESS)
-        differing += _differences(_flatten(json.loads(self._data.read_text())), _flatten(now), set())
-        if differing:
+        settings = _differences(_flatten(self._config_before()), _flatten(to_plain(self.cfg)), HARMLESS)
+        before = json.loads(self._data.read_text())
+        settings += _differences(_flatten({"exports": before["exports"]}), _flatten({"exports": now["exports"]}), set())
+        data = _differences(_flatten({"data": before["data"]}), _flatten({"data": now["data"]}), set())
+        if data and self.cfg.other_data:
+            with atomic_write(self._data) as file:
+                json.dump(now, file, indent=2)
+            data = []
+        if differing := settings + data:
             more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
+            override = "" if settings else ", or go on with the data as they are now with other_data=true"
             raise UserError(
-                f"{self.root} was started with other settings: {'; '.join(differing[:8])}{more}. "
-                f"Give the new run its own name (name=..., make: NAME=...), or throw the old one away with fresh=true"
+                f"{self.root} was started with other {'settings' if settings else 'data'}: "
+                f"{'; '.join(differing[:8])}{more}. Give the new run its own name (name=..., make: NAME=...), "
+                f"or throw the old one away with fresh=true{override}"
             )
 
     def _config_before(self) -> dict[str, Any]:
@@ -103,19 +111,6 @@ _Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("ta
 def to_yaml(cfg: RunConfig) -> str:
     """The resolved configuration."""
     return yaml.dump(to_plain(cfg), Dumper=_Dumper, sort_keys=False, width=110)
-
-
-def data_fingerprint(data: DataConfig) -> dict[str, Any]:
-    """Names and sizes of the training and validation shards, and the hash of their manifest where there is one."""
-    root = Path(data.path)
-    shards = {
-        path.name: path.stat().st_size
-        for split in (data.train_split, data.val_split)
-        for path in sorted(root.glob(f"{split}-*.tar"))
-    }
-    manifest = root / "manifest.json"
-    digest = hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest.is_file() else None
-    return {"shards": shards, "manifest": digest}
 
 
 def export_fingerprints(model: dict[str, Any]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,24 @@ STAGES: dict[str, tuple[str, str]] = {
     "controlnet": ("ControlNetConfig", "ControlNetModule"),
     "evaluator": ("EvaluatorConfig", "EvaluatorModule"),
 }
+
+
+@dataclass
+class AugmentConfig:
+    """Changes of training samples by chance; 0: none. See `datamodules/augment.py`."""
+
+    mirror: float = 0.0  # share of the samples with left and right exchanged, in the captions, too
+    jitter: float = 0.0  # noise of the joints: standard deviation in body sizes
+    joint_loss: float = 0.0  # share of joints that are unseen for a stretch of time
+    side_swap: float = 0.0  # share of frames in which a person's left and right joints are exchanged
+    time_warp: float = 0.0  # largest change of speed
+    camera: float = 0.0  # largest zoom and shift, as a share of the canvas
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            most = 0.9 if name in ("time_warp", "camera") else 1.0
+            if not 0 <= value <= most:
+                raise UserError(f"data.augment.{name} is {value}; allowed is from 0 to {most:g}")
 
 
 @dataclass
@@ -39,6 +58,9 @@ class DataConfig:
     min_confidence: float = 0.1  # a joint is visible above it
     shuffle_buffer: int = 1000
     cache_mb: int = 1024  # memory for samples that were read, MB a process; 0: read the shards again in every pass
+    max_bad_fraction: float = 0.01  # share of damaged samples that are left out (counted, logged) before it is an error
+    mixture: dict[str, float] = field(default_factory=dict)  # folder: weight, sets to train on; `path` then validates
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
         _at_least("data", self, batch_size=1, num_workers=0, num_frames=1, stride=1, shuffle_buffer=1, cache_mb=0,
@@ -48,6 +70,17 @@ class DataConfig:
                 f"data.folds is {self.folds}, data.fold {self.fold} and data.group '{self.group}'; folds must be 0 or "
                 "at least 2, fold below it, and group a field of the samples' json, for example subject"
             )
+        if self.folds and self.mixture:
+            raise UserError("data.folds cannot go with data.mixture; name one set by data.path")
+        if not 0 <= self.max_bad_fraction < 1:
+            raise UserError(f"data.max_bad_fraction is {self.max_bad_fraction}; allowed is from 0 to below 1")
+        if wrong := [f"{path}: {weight}" for path, weight in self.mixture.items() if not weight > 0]:
+            raise UserError(f"data.mixture has {wrong[0]}; weights are above 0")
+
+    @property
+    def train_paths(self) -> list[str]:
+        """The folders whose training split is read."""
+        return list(self.mixture) or [self.path]
 
 
 @dataclass
@@ -89,6 +122,7 @@ class RunConfig:
     seed: int = 0
     run_dir: str = "runs"
     fresh: bool = False  # true: throw away this run's folder and start over
+    other_data: bool = False  # true: go on although the data are not those that the run began with
     data: DataConfig = field(default_factory=DataConfig)
     model: Any = None  # the stage's own dataclass
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

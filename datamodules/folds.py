@@ -6,14 +6,11 @@ With folds, "validation" is a part of the training split, and a real validation 
 from __future__ import annotations
 
 import json
-import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from webdataset.tariterators import base_plus_ext
-
-from datamodules.shards import find_shards
+from datamodules.shards import find_shards, read_shard
 from modules.errors import UserError
 
 Select = Callable[[str], bool]  # key of a sample -> is it read?
@@ -53,23 +50,15 @@ def read_groups(shards: Sequence[str], group: str) -> dict[str, list[str]]:
     """Value of the field `group`, as JSON text -> keys of its samples.
 
     Raises:
-        UserError: a sample without the field, or a damaged shard.
+        UserError: a sample without the field, or a damaged one.
     """
     groups: dict[str, list[str]] = defaultdict(list)
     for shard in shards:
-        try:
-            with tarfile.open(shard, "r:") as tar:
-                for member in tar:
-                    key, ending = base_plus_ext(member.name)
-                    file = tar.extractfile(member) if ending == "json" else None
-                    if file is None or key is None:
-                        continue
-                    meta = json.loads(file.read())
-                    if not isinstance(meta, dict) or group not in meta:
-                        raise UserError(f"{shard}: {key}: its json has no '{group}', by which data.group divides")
-                    groups[json.dumps(meta[group])].append(key)
-        except (tarfile.TarError, OSError, ValueError) as error:
-            raise UserError(f"{shard} cannot be read ({error}); write this shard again") from error
+        for record in read_shard(shard):
+            meta = record.sample().meta
+            if group not in meta:
+                raise UserError(f"{shard}: {record.key}: its json has no '{group}', by which data.group divides")
+            groups[json.dumps(meta[group])].append(record.key)
     return groups
 
 

@@ -14,6 +14,7 @@ import contextlib
 import functools
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,10 +29,11 @@ from modules.files import atomic_path
 from modules.pose.skeleton import NUM_JOINTS
 
 FPS = 30
+SPLITS = ("train", "val", "test")
 
 # Column -> ending of its file. "pose" (with the json) is always read, other columns only when asked for.
 COLUMNS = {"pose": "pose.npy", "video": "mp4"}
-_META = "json"
+META = "json"
 
 # A dot would end the key, a slash would make a folder.
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -57,7 +59,7 @@ def suffixes(columns: Sequence[str]) -> tuple[str, ...]:
     unknown = set(columns) - COLUMNS.keys()
     if unknown:
         raise ValueError(f"unknown column {sorted(unknown)[0]!r}, known are {', '.join(COLUMNS)}")
-    return (_META, *(COLUMNS[name] for name in COLUMNS if name == "pose" or name in columns))
+    return (META, *(COLUMNS[name] for name in COLUMNS if name == "pose" or name in columns))
 
 
 def parse_sample(raw: Mapping[str, Any], columns: Sequence[str] = ("pose",)) -> Sample:
@@ -74,7 +76,7 @@ def parse_sample(raw: Mapping[str, Any], columns: Sequence[str] = ("pose",)) -> 
     for suffix in suffixes(columns):
         if suffix not in raw:
             _fail(where, f"has no .{suffix}", "write the shard again with prepare.py")
-    meta = _parse_meta(raw[_META], where)
+    meta = _parse_meta(raw[META], where)
     poses = _parse_poses(raw[COLUMNS["pose"]], where)
     if meta.get("num_frames", poses.shape[1]) != poses.shape[1]:
         problem = f"has {poses.shape[1]} frames of poses, num_frames is {meta['num_frames']}"
@@ -162,17 +164,25 @@ def write_sample(
     np.save(buffer, np.ascontiguousarray(poses), allow_pickle=False)
     meta = {**meta, "num_frames": int(poses.shape[1]) if poses.ndim > 1 else 0}
     text = json.dumps(meta, ensure_ascii=False, allow_nan=False)
-    files = {_META: text.encode(), COLUMNS["pose"]: buffer.getvalue()}
+    files = {META: text.encode(), COLUMNS["pose"]: buffer.getvalue()}
     files |= {} if video is None else {COLUMNS["video"]: video}
     parse_sample({"__key__": key, "__url__": str(tar.name), **files})
     for suffix, data in files.items():
-        info = tarfile.TarInfo(f"{key}.{suffix}")
-        info.size = len(data)
-        tar.addfile(info, io.BytesIO(data))
+        add_file(tar, f"{key}.{suffix}", data)
+
+
+def add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Adds a file to an open shard, with no time or owner: the same content gives the same bytes."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
 
 
 @contextlib.contextmanager
 def open_shard(path: str | Path) -> Iterator[tarfile.TarFile]:
     """A new shard for `write_sample`, which appears at `path` when the block ends without an error."""
-    with atomic_path(path) as temporary, tarfile.open(temporary, "w") as tar:
-        yield tar
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        with tarfile.open(fileobj=file, name=str(path), mode="w") as tar:
+            yield tar
+        file.flush()
+        os.fsync(file.fileno())  # a name without its content would look like a whole shard after a power cut

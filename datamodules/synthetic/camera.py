@@ -28,7 +28,14 @@ class View:
 
 
 def project(
-    joints: np.ndarray, heights: np.ndarray, distance: float, eye: float, size: float, centre: float, ground: float
+    joints: np.ndarray,
+    heights: np.ndarray,
+    distance: float,
+    eye: float,
+    size: float,
+    centre: float,
+    ground: float,
+    canvas: tuple[int, int] = (SIZE, SIZE),
 ) -> View:
     """Projects people and fits them into the frame.
 
@@ -40,7 +47,9 @@ def project(
         size: standing height wanted, in units of the frame; less where the motion would leave the frame.
         centre: place of the middle of all people wanted, in units of the frame; moved where they would leave it.
         ground: row of the lowest point wanted, in units of the frame.
+        canvas: width and height in px. The unit of the frame is its height.
     """
+    aspect = canvas[0] / canvas[1]
     depths = distance - joints[..., 2]
     flat = np.stack([joints[..., 0] / depths, (eye - joints[..., 1]) / depths], axis=-1)  # (P, T, 18, 2), y down
     tall = heights[:, None] / depths[..., JOINT["neck"]]  # (P, T)
@@ -48,15 +57,22 @@ def project(
     high = (flat + np.array([_ASIDE, _BELOW]) * tall[..., None, None]).max((0, 1, 2))
     extent = high - low
     focal = size / float(tall.mean())
-    focal = min(focal, (1 - 2 * _MARGIN_X) / extent[0], (1 - 2 * _MARGIN_Y) / extent[1])
+    focal = min(focal, (aspect - 2 * _MARGIN_X) / extent[0], (1 - 2 * _MARGIN_Y) / extent[1])
     half = 0.5 * focal * extent[0]
-    centre = float(np.clip(centre, _MARGIN_X + half, 1 - _MARGIN_X - half))
+    centre = float(np.clip(centre, _MARGIN_X + half, aspect - _MARGIN_X - half))
     ground = float(np.clip(ground, _MARGIN_Y + focal * extent[1], 1 - _MARGIN_Y))
     shift = np.array([centre - 0.5 * focal * (low + high)[0], ground - focal * high[1]])
-    return View(SIZE * (focal * flat + shift), depths, focal * tall, focal * float(tall.mean()))
+    return View(canvas[1] * (focal * flat + shift), depths, focal * tall, focal * float(tall.mean()))
 
 
-def seen(view: View, facing: np.ndarray, joints: np.ndarray, distance: float, eye: float) -> np.ndarray:
+def seen(
+    view: View,
+    facing: np.ndarray,
+    joints: np.ndarray,
+    distance: float,
+    eye: float,
+    canvas: tuple[int, int] = (SIZE, SIZE),
+) -> np.ndarray:
     """Which joints a detector would find: in the frame, on the near side of the head, not behind the body.
 
     Args:
@@ -64,11 +80,12 @@ def seen(view: View, facing: np.ndarray, joints: np.ndarray, distance: float, ey
         facing: (P, T, 3) direction in which the head looks.
         joints: (P, T, 18, 3) metres.
         distance, eye: of the camera, metres.
+        canvas: width and height in px.
 
     Returns:
         (P, T, 18) bool.
     """
-    visible = np.asarray(((view.pixels >= 0) & (view.pixels < SIZE)).all(-1))
+    visible = np.asarray(((view.pixels >= 0) & (view.pixels < canvas)).all(-1))
     head = 0.5 * (joints[:, :, JOINT["l_ear"]] + joints[:, :, JOINT["r_ear"]])
     to_camera = np.array([0.0, eye, distance]) - head
     to_camera /= np.linalg.norm(to_camera, axis=-1, keepdims=True)

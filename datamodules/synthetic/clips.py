@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.sample import FPS
+from datamodules.sample import FPS, SPLITS
 from datamodules.synthetic import captions, splits
 from datamodules.synthetic.actions import ACTIONS, BACK, FRONT, LEFT_SIDE, RIGHT_SIDE
 from datamodules.synthetic.camera import SIZE, project, seen
@@ -67,7 +67,7 @@ class _Reject(Exception):
 
 def synthesise(seed: int, split: str, index: int) -> SyntheticClip:
     """Makes one clip. The same arguments give the same clip, whatever else is made."""
-    key = [seed, splits.SPLITS.index(split), index]
+    key = [seed, SPLITS.index(split), index]
     rng = np.random.default_rng(key)
     # every action comes equally often as that of the first person made
     first = list(ACTIONS)[(index + seed) % len(ACTIONS)]

@@ -11,7 +11,6 @@ import zlib
 
 import numpy as np
 
-SPLITS = ("train", "val", "test")
 # bands of [0, 1): inside, so that held-out motions lie between those of the training
 _TEST_BANDS = ((0.22, 0.30), (0.62, 0.70))
 _VAL_BANDS = ((0.42, 0.50), (0.80, 0.86))

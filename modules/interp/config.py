@@ -82,8 +82,8 @@ class InterpConfig:
     the transformer, which costs more, from a share `denoise_share`. `end_share`: windows that lose the key before or
     after, as at the ends of a clip. `key_noise`: standard deviation, in box coordinates, of noise on key poses in
     training, drawn per clip between 0 and this. `vqvae`: an export whose reconstructions replace the key poses of a
-    share `vqvae_share` of the training clips. `mirror_share`, `rotate` (degrees), `stretch`: clips with left and right
-    exchanged, and the standard deviations of a turn of the picture and of the logarithm of height over width.
+    share `vqvae_share` of the training clips. `rotate` (degrees), `stretch`: standard deviations of a turn of
+    the picture and of the logarithm of height over width.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -100,14 +100,13 @@ class InterpConfig:
     denoise_share: float = 1.0
     end_share: float = 0.15
     key_noise: float = 0.0
-    mirror_share: float = 0.0
     rotate: float = 0.0
     stretch: float = 0.0
     vqvae: str | None = None
     vqvae_share: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("key_drop", "text_drop", "vqvae_share", "denoise_share", "end_share", "mirror_share"):
+        for name in ("key_drop", "text_drop", "vqvae_share", "denoise_share", "end_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be a share from 0 to 1.")
         weights = ("denoise_weight", "velocity_weight", "spread_weight", "visibility_weight")

@@ -5,7 +5,6 @@ T frames, K keys, J joints; both counts are padded to the longest of a batch.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,14 +17,11 @@ from modules.pose.augment import reshape
 from modules.pose.boxes import normalise
 from modules.pose.scene import Clip, Person
 
-_SIDES = re.compile(r"\b(left|right|clockwise|counterclockwise)\b", re.IGNORECASE)
-
-
 class Encode:
     """Clip -> one item for every person, in box coordinates.
 
     Keys are at frames 0, s, 2s, ... of the crop. In training the stride s is drawn from `strides` for each clip; else
-    it is the first of them; and clips are mirrored, turned and stretched by chance.
+    it is the first of them; and clips are turned and stretched by chance.
     """
 
     def __init__(self, config: InterpConfig) -> None:
@@ -37,10 +33,6 @@ class Encode:
         if not train:
             return [person_item(person, config.strides[0], fps, caption) for person in scene.persons]
         stride = int(rng.choice(config.strides))
-        if rng.random() < config.mirror_share:
-            scene = scene.mirrored()
-            # What such a caption says of sides is no longer true.
-            caption = "" if _SIDES.search(caption) else caption
         items = [person_item(person, stride, fps, caption) for person in scene.persons]
         if config.rotate or config.stretch:
             for item in items:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import prepare
-from datamodules.sample import parse_sample
+from datamodules.sample import SPLITS, parse_sample
 from datamodules.synthetic import captions, splits
 from datamodules.synthetic.actions import ACTIONS
 from datamodules.synthetic.build import SyntheticConfig, build
@@ -216,7 +216,7 @@ def test_captions_name_what_is_shown(clips):
 
 
 def test_splits_share_no_combination_band_or_phrasing():
-    seen = {split: [synthesise(2, split, i).meta for i in range(64)] for split in splits.SPLITS}
+    seen = {split: [synthesise(2, split, i).meta for i in range(64)] for split in SPLITS}
     actors = {split: [a for meta in metas for a in meta["actors"]] for split, metas in seen.items()}
     combinations = {split: {a["combination"] for a in found} for split, found in actors.items()}
     assert not combinations["train"] & combinations["test"]
@@ -277,7 +277,7 @@ def test_build_writes_readable_shards_and_goes_on_where_it_stopped(tmp_path):
     manifest = build(config, progress=False)
     names = ["train-000000.tar", "train-000001.tar", "val-000000.tar", "test-000000.tar"]
     assert list(manifest["shards"]) == names
-    assert sum(manifest["shards"].values()) == 9
+    assert sum(shard["samples"] for shard in manifest["shards"].values()) == 9
     before = files_of(config.out)
     assert sorted(before) == sorted([*names, "manifest.json"])
 

@@ -158,8 +158,11 @@ def test_a_run_continues_only_with_its_config_and_data(
     shutil.copytree(shards, other)
     script.train(config(f"data.path={other}"))  # moved, but the same
     (other / "train-000001.tar").unlink()
-    with pytest.raises(UserError, match=r"data.shards.train-000001.tar was \d+, now absent"):
+    refused = r"started with other data: data.shards.train-000001.tar was \d+ bytes \w+, now absent.* other_data=true"
+    with pytest.raises(UserError, match=refused):
         script.train(config(f"data.path={other}"))
+    script.train(config(f"data.path={other}", "other_data=true"))
+    script.train(config(f"data.path={other}"))  # from now on these are its data
 
     metrics, _ = script.train(config("model.network.width=16", "fresh=true"))
     assert metrics["steps"] == 6
