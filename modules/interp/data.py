@@ -17,6 +17,7 @@ from modules.pose.augment import reshape
 from modules.pose.boxes import normalise
 from modules.pose.scene import Clip, Person
 
+
 class Encode:
     """Clip -> one item for every person, in box coordinates.
 
