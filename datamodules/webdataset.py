@@ -238,6 +238,7 @@ def _loader(stream: _Stream, num_workers: int) -> DataLoader:
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         worker_init_fn=_init_worker,
+        generator=torch.Generator(),  # of its own: starting a loader draws no number that a resumed run would miss
         pin_memory=torch.cuda.is_available(),
     )
 
