@@ -3,7 +3,8 @@
   --show            print the resolved configuration, parameters and memory, and exit
   --deterministic   the same as trainer.deterministic=true: the same bits in every run
 
-Exit status: 0 finished, 2 a mistake that you can mend, 75 told to stop (SIGTERM, SIGUSR1) and saved: the same command goes on.
+Exit status: 0 finished; 2 a mistake that you can mend; 75 told to stop (SIGTERM, SIGUSR1): it has saved, and the same
+command goes on.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         **to_plain(data), seed=cfg.seed, columns=module.columns, encode=encode, collate=collate
     )
     trainer, parts = build_trainer(cfg, run, module.monitor)
-    say(f"{run.root}: " + (f"goes on from {last}" if last else f"starts, {cfg.trainer.max_steps} steps"))
+    ranks = f" on {trainer.world_size} ranks" if trainer.world_size > 1 else ""
+    say(f"{run.root}: {f'goes on from {last}' if last else f'starts, {cfg.trainer.max_steps} steps'}{ranks}")
     trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
 
     checkpoints = parts.checkpoints

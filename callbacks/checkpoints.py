@@ -1,7 +1,7 @@
 """Checkpoints of a run that are complete or not there: `step-00000300.ckpt`, a file or, of DeepSpeed, a folder.
 
-A checkpoint is written beside its place, flushed to disk, and renamed. What is read again is checked first: a file by the
-checksums that the format (a zip archive) holds, a folder by its `checksums.json`.
+A checkpoint is written beside its place, flushed to disk, and renamed. What is read again is checked first: a file by
+the checksums that the format (a zip archive) holds, a folder by its `checksums.json`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Checkpoints(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if self.save_every and step != self._last_step and step % self.save_every == 0 and not validation_follows(trainer):
+        due = self.save_every and step != self._last_step and step % self.save_every == 0
+        if due and not validation_follows(trainer):
             self.save(trainer)
         self._last_step = step
 

@@ -57,7 +57,7 @@ class EMA(L.Callback):
         self._restore(pl_module)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A run that is stopped in a validation saves there. The checkpoint's weights are those of the module, not copies."""
+        """A run that is stopped in a validation saves there; the checkpoint refers to the module's weights."""
         self._restore(pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -37,9 +37,8 @@ class RandomState(L.Callback):
         if len(states) == trainer.world_size:
             self._loaded = states[trainer.global_rank]
         else:
-            log.warning(
-                "the checkpoint is of %d ranks, there are %d: random numbers start anew", len(states), trainer.world_size
-            )
+            ranks = trainer.world_size
+            log.warning("the checkpoint is of %d ranks, there are %d: random numbers start anew", len(states), ranks)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

@@ -34,8 +34,8 @@ class RunStopped(UserError):
 class Requeue(L.Callback):
     """Stops a run at the end of a batch after SIGUSR1 or SIGTERM to any rank.
 
-    All ranks agree on it, so that all save the same step. A validation that is interrupted begins again in the next run;
-    the one after the last step is finished first.
+    All ranks agree on it, so that all save the same step. A validation that is interrupted begins again in the next
+    run; the one after the last step is finished first.
     """
 
     def __init__(self, checkpoints: Checkpoints):
@@ -58,7 +58,8 @@ class Requeue(L.Callback):
             self._stop(trainer)  # there is nothing new to save
 
     def _note(self, number: int, frame: Any) -> None:
-        if os.getpid() == self._process:  # data loader workers inherit the handler and have nothing to say
+        # Data loader workers inherit the handler and have nothing to say. Of several signals the first is the reason.
+        if os.getpid() == self._process and self.received is None:
             self.received = signal.Signals(number).name
 
     def on_train_batch_end(
@@ -81,7 +82,7 @@ class Requeue(L.Callback):
         last = trainer.global_step >= trainer.max_steps
         if not trainer.sanity_checking and not last and self._agreed(trainer):
             self.checkpoints.save(trainer, in_validation=True)
-            self._stop(trainer)
+            self._stop(trainer, "in the validation after")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._restore()
@@ -99,11 +100,12 @@ class Requeue(L.Callback):
     def _agreed(self, trainer: L.Trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
 
-    def _stop(self, trainer: L.Trainer) -> None:
+    def _stop(self, trainer: L.Trainer, where: str = "at") -> None:
         outcome = requeue() if trainer.is_global_zero else None
         outcome = trainer.strategy.broadcast(outcome)  # no rank ends before SLURM was asked
         why = f"stopped by {self.received}" if self.received else "stopped by a signal to another rank"
-        raise RunStopped(f"{why} at step {trainer.global_step} of {trainer.max_steps}; {outcome}")
+        said = f"{why} {where} step {trainer.global_step} of {trainer.max_steps}; {outcome}"
+        raise RunStopped(said if trainer.is_global_zero else "")
 
 
 def job_id() -> str | None:
@@ -117,6 +119,8 @@ def requeue() -> str:
     job = job_id()
     if job is None or shutil.which("scontrol") is None:
         return "the same command goes on from there"
+    # scontrol is a process of the job, to which SLURM sends SIGTERM as soon as it has understood: it inherits the mask.
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True)
     state = re.search(r"JobState=(\w+)", shown.stdout)
     if state is not None and state[1] != "RUNNING":
@@ -124,4 +128,4 @@ def requeue() -> str:
     asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
     if asked.returncode == 0:
         return f"job {job} is in the queue again"
-    return f"job {job} could not be requeued ({asked.stderr.strip()}); submit the same command again: it goes on from there"
+    return f"job {job} could not be requeued ({asked.stderr.strip()}); the same command goes on from there"

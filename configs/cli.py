@@ -38,6 +38,7 @@ def run_script(main: Callable[[list[str]], None], help_text: str | None = None) 
         main(sys.argv[1:])
     except UserError as error:
         start = "error: " if error.exit_status == UserError.exit_status else ""
-        print("\n".join(f"{start}{line}" for line in str(error).splitlines()), file=sys.stderr, flush=True)
+        for line in str(error).splitlines():  # none on ranks that leave it to the first
+            print(f"{start}{line}", file=sys.stderr, flush=True)
         sys.exit(error.exit_status)
     sys.exit(0)

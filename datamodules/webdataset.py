@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import logging
 import random
+import signal
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -229,6 +230,8 @@ class EvalStream(_Stream):
 def _init_worker(worker: int) -> None:
     del worker
     cv2.setNumThreads(0)  # its thread pool does not survive a fork
+    # A job that SLURM stops sends them to every process. The run is still to save, and would fail if a reader went.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
 
 
 def _loader(stream: _Stream, num_workers: int) -> DataLoader:

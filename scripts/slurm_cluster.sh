@@ -59,8 +59,8 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-# A requeued job waits cred_expire + 1 s.
-AuthInfo=socket=$DIR/munge/socket,cred_expire=3
+# A requeued job waits cred_expire + 1 s; less than 5 means 120.
+AuthInfo=socket=$DIR/munge/socket,cred_expire=5
 SlurmctldPidFile=$DIR/slurmctld.pid
 SlurmdPidFile=$DIR/slurmd-%n.pid
 StateSaveLocation=$DIR/state

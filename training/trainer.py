@@ -48,8 +48,8 @@ def build_trainer(cfg: RunConfig, run: RunFolder, monitor: tuple[str, str]) -> t
     callbacks = [parts.throughput, Console(parts.throughput, monitor[0], options.log_every), parts.guard]
     callbacks += [Samples(options.sample_every)] if options.sample_every else []
     callbacks += [EMA(options.ema_decay)] if options.ema_decay else []
-    # The last two see what the others have done in the same step.
-    callbacks += [parts.history, LearningRateMonitor("step"), RandomState(), Requeue(parts.checkpoints), parts.checkpoints]
+    callbacks += [parts.history, LearningRateMonitor("step"), RandomState()]
+    callbacks += [Requeue(parts.checkpoints), parts.checkpoints]
     # Validations are spread evenly, so that the last one is at the last step.
     rounds = max(round(options.max_steps / options.val_every), 1)
     trainer = L.Trainer(

@@ -113,7 +113,7 @@ def test_a_signal_loses_no_step_and_changes_no_bit(
     handlers = [signal.getsignal(value) for value in (signal.SIGUSR1, signal.SIGTERM)]
     with monkeypatch.context() as patch:
         call_at(patch, method, number, kill(sent))
-        with pytest.raises(RunStopped, match=f"stopped by SIG.* at step {saved} of 6"):
+        with pytest.raises(RunStopped, match=f"stopped by SIG.* step {saved} of 6"):
             script.train(config())
     assert handlers == [signal.getsignal(value) for value in (signal.SIGUSR1, signal.SIGTERM)]
     folder = tmp_path / "runs/evaluator/smoke"

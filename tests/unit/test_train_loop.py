@@ -18,8 +18,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train as script
-from callbacks.ema import EMA
 from callbacks.checkpoints import find_checkpoints
+from callbacks.ema import EMA
 from callbacks.samples import gif_summary
 from configs.cli import run_script
 from configs.loader import load_config
