@@ -20,6 +20,7 @@ class SlurmConfig:
     mem: str = ""  # of each node, for example 64G; empty: what the cluster gives
     time: str = "24:00:00"  # when it is over the run is saved and goes back into the queue
     signal_seconds: int = 120  # so long before the end of `time` the run is told to save
+    retries: int = 1  # a run that crashed goes on from its last checkpoint, unless the job has been restarted so often
     partition: str = ""
     account: str = ""
     qos: str = ""
@@ -28,7 +29,7 @@ class SlurmConfig:
     setup: list[str] = field(default_factory=list)  # commands before the run, for example module load cuda
 
     def __post_init__(self) -> None:
-        least = {"nodes": 1, "gpus": 0, "tasks": 1, "cpus": 1, "workers": 0, "signal_seconds": 1}
+        least = {"nodes": 1, "gpus": 0, "tasks": 1, "cpus": 1, "workers": 0, "retries": 0, "signal_seconds": 1}
         low = [f"{key} is {getattr(self, key)}, at least {value} is needed"
                for key, value in least.items() if getattr(self, key) < value]  # fmt: skip
         if not re.fullmatch(r"(\d+-\d+(:\d+){0,2}|\d+(:\d+){0,2})", self.time):

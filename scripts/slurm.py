@@ -57,8 +57,14 @@ status=$?
 END_OF_EVAL = "exit $status"
 END_OF_TRAINING = """# The stage is done when all of its steps are, whatever the exit status.
 {python} scripts/slurm.py done {run} && exit 0
-# 75: it has saved and could not reach SLURM. 138: it was told to save before it could listen.
-if [[ " 75 138 " == *" $status "* && "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" == RUNNING ]]; then
+case $status in
+    0 | 2) again=no ;; # 2: a mistake, which would come again
+    75 | 138) again=yes ;; # it has saved and could not reach SLURM; it was told to save before it could listen
+    *) again=$([ "${{SLURM_RESTART_COUNT:-0}}" -lt {retries} ] && echo yes) ;; # it has crashed
+esac
+# Not where SLURM itself is ending the job.
+if [[ $again == yes && "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" == RUNNING ]]; then
+    echo "== exit status $status: back into the queue"
     scontrol requeue "$SLURM_JOB_ID" && sleep 60
 fi
 exit $((status ? status : 1))"""
@@ -125,12 +131,13 @@ def render(what: str, job: Submission, cluster: SlurmConfig, extra: list[str]) -
         python = f'apptainer exec {"--nv " if gpus else ""}--bind "$PWD" {shlex.quote(cluster.container)} python'
     arguments = " ".join(map(shlex.quote, command(what, job, cluster, extra)))
     end = END_OF_EVAL if single else END_OF_TRAINING
+    run = shlex.quote(f"{value_of('run_dir', extra, 'runs')}/{what}/{job.name}")
     return SCRIPT.format(
         options="\n".join(f"#SBATCH {option}" for option in options),
         setup="\n".join(cluster.setup) or ":",
         python=python,
         arguments=arguments,
-        end=end.format(python=python, run=shlex.quote(f"{value_of('run_dir', extra, 'runs')}/{what}/{job.name}")),
+        end=end.format(python=python, retries=cluster.retries, run=run),
     )
 
 

@@ -34,6 +34,26 @@ def scontrol(*words: str) -> str:
     return subprocess.run(["scontrol", *words], check=True, capture_output=True, text=True).stdout
 
 
+def every_process() -> dict[int, tuple[list[str], dict[str, str]]]:
+    """Arguments and environment by process, the oldest first."""
+    found = {}
+    for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
+        try:
+            words, values = ((folder / name).read_bytes().decode().split("\0") for name in ("cmdline", "environ"))
+        except (OSError, UnicodeDecodeError):
+            continue
+        found[int(folder.name)] = words, dict(value.partition("=")[::2] for value in values)
+    return found
+
+
+def node_daemons(node: str) -> list[int]:
+    """slurmd of a node of this cluster and what it started for jobs."""
+    own = int((Path(os.environ["SLURM_TEST_DIR"]) / f"slurmd-{node}.pid").read_text())
+    steps = [process for process, (words, values) in every_process().items()
+             if words[0].startswith("slurmstepd") and values.get("SLURMD_NODENAME") == node]  # fmt: skip
+    return [own, *steps]
+
+
 @dataclass
 class Job:
     """A job by its id, and the run that it trains."""
@@ -62,17 +82,20 @@ class Job:
         self.wait_state(*ENDED, seconds=seconds)
         return self.state
 
+    def everything(self) -> dict[int, tuple[list[str], dict[str, str]]]:
+        """Arguments and environment of all processes of the job, without SLURM's own."""
+        mine = {}
+        for process, (words, values) in every_process().items():
+            if values.get("SLURM_JOB_ID") == self.id and "slurmstepd" not in words[0]:
+                mine[process] = words, values
+        return mine
+
     def processes(self) -> dict[int, int]:
         """Process of each rank, without its data loader workers."""
         found: dict[int, int] = {}
-        for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: int(path.name)):
-            try:
-                words = (folder / "cmdline").read_bytes().split(b"\0")
-                values = dict(pair.partition(b"=")[::2] for pair in (folder / "environ").read_bytes().split(b"\0"))
-            except OSError:
-                continue
-            if values.get(b"SLURM_JOB_ID") == self.id.encode() and words[1:2] == [b"train.py"]:
-                found.setdefault(int(values[b"SLURM_PROCID"]), int(folder.name))
+        for process, (words, values) in self.everything().items():
+            if words[1:2] == ["train.py"]:
+                found.setdefault(int(values["SLURM_PROCID"]), process)
         return found
 
     def signal(self, number: signal.Signals) -> None:

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from callbacks.checkpoints import find_checkpoints
-from tests.slurm.conftest import Folder, Job, scontrol, wait
+from tests.slurm.conftest import Folder, Job, node_daemons, scontrol, wait
 
 pytestmark = pytest.mark.slurm
 
@@ -140,10 +140,8 @@ def test_signal_in_a_validation(folder: Folder, unbroken: Callable[..., str], re
 
 
 @pytest.mark.parametrize("repeat", range(REPEATS))
-@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM], ids=lambda value: value.name)
-def test_signal_in_the_first_second(
-    folder: Folder, unbroken: Callable[..., str], sent: signal.Signals, repeat: int
-) -> None:
+def test_signal_in_the_first_second(folder: Folder, unbroken: Callable[..., str], repeat: int) -> None:
+    sent = (signal.SIGUSR1, signal.SIGTERM)[repeat % 2]
     wanted = unbroken()
     job = start(folder, f"first-{sent.name}-{repeat}")
     wait(lambda: len(job.processes()) > 0, 30, "a process of the run")
@@ -177,8 +175,8 @@ def test_signal_to_one_rank(folder: Folder, unbroken: Callable[..., str], repeat
 
 
 @pytest.mark.parametrize("repeat", range(REPEATS))
-@pytest.mark.parametrize("sent", [signal.SIGUSR1, signal.SIGTERM], ids=lambda value: value.name)
-def test_with_workers(folder: Folder, unbroken: Callable[..., str], sent: signal.Signals, repeat: int) -> None:
+def test_with_workers(folder: Folder, unbroken: Callable[..., str], repeat: int) -> None:
+    sent = (signal.SIGTERM, signal.SIGUSR1)[repeat % 2]
     wanted = unbroken("WORKERS=2")
     job = start(folder, f"workers-{sent.name}-{repeat}", "WORKERS=2")
     middle(job)
@@ -203,28 +201,43 @@ def test_preemption(folder: Folder, unbroken: Callable[..., str]) -> None:
     assert job.field("Restarts") == "1"
 
 
-@pytest.mark.parametrize("who", ["one rank", "the whole job"])
-def test_killed(folder: Folder, unbroken: Callable[..., str], who: str) -> None:
+def test_one_rank_killed(folder: Folder, unbroken: Callable[..., str]) -> None:
     wanted = unbroken()
-    job = start(folder, f"killed-{who.replace(' ', '-')}")
+    job = start(folder, "killed")
     job.wait_said(r"^step 14/")
-    if who == "one rank":
-        os.kill(job.processes()[1], signal.SIGKILL)
+    os.kill(job.processes()[1], signal.SIGKILL)
+    judge("kill -9 of one rank", job, wanted)
+    assert job.field("Restarts") == "1"
+
+
+def test_whole_job_killed(folder: Folder, unbroken: Callable[..., str]) -> None:
+    wanted = unbroken()
+    job = start(folder, "all-killed")
+    job.wait_said(r"^step 14/")
+    for process in job.everything():
+        os.kill(process, signal.SIGKILL)
+    assert job.wait_end() == "FAILED"
+    again = start(folder, "all-killed")
+    judge("kill -9 of the whole job, submitted again", job, wanted, again)
+
+
+@pytest.mark.parametrize("how", ["told so", "dead"])
+def test_node_down(folder: Folder, unbroken: Callable[..., str], how: str) -> None:
+    wanted = unbroken()
+    job = start(folder, f"down-{how.replace(' ', '-')}")
+    job.wait_said(r"^step 14/")
+    if how == "told so":
+        scontrol("update", "nodename=n2", "state=down", "reason=test")
     else:
-        subprocess.run(["scancel", "--signal=KILL", "--full", job.id], check=True)
-    assert job.wait_end() in ("FAILED", "CANCELLED")
-    again = start(folder, f"killed-{who.replace(' ', '-')}")
-    judge(f"kill -9 of {who}, submitted again", job, wanted, again)
-
-
-def test_node_down(folder: Folder, unbroken: Callable[..., str]) -> None:
-    wanted = unbroken()
-    job = start(folder, "down")
-    job.wait_said(r"^step 14/")
-    scontrol("update", "nodename=n2", "state=down", "reason=test")
-    job.wait_state("PENDING")
-    scontrol("update", "nodename=n2", "state=resume")
-    judge("a node goes down", job, wanted)
+        for process in [*node_daemons("n2"), job.processes()[1]]:
+            os.kill(process, signal.SIGKILL)
+    wait(lambda: job.field("Restarts") == "1", 90, "a restart")
+    time.sleep(1)
+    if how == "told so":
+        subprocess.run(["scontrol", "update", "nodename=n2", "state=resume"])  # refused where it is up again by itself
+    else:
+        subprocess.run(["slurmd", "-c", "-N", "n2"], check=True)
+    judge(f"a node goes down ({how})", job, wanted)
 
 
 def test_cancelled_stays_cancelled_and_has_saved(folder: Folder, unbroken: Callable[..., str]) -> None:
