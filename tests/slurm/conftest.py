@@ -19,7 +19,20 @@ from datamodules.synthetic.build import SyntheticConfig, build
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "scripts/slurm_cluster.sh"
+# Fault, what the run said, starts of the job, steps that were done again, what came of the weights: a row of a test.
+FAULTS: list[tuple[str, str, int, int, str]] = []
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE", "OUT_OF_MEMORY"}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of faults; SLURM_TEST_TABLE=file.md keeps it."""
+    if not FAULTS:
+        return
+    lines = ["| fault | what the run said | starts | steps again | final bits |", "|---|---|--:|--:|---|"]
+    lines += [f"| {' | '.join(map(str, row))} |" for row in FAULTS]
+    terminalreporter.write_line("\n".join(lines))
+    if path := os.environ.get("SLURM_TEST_TABLE"):
+        Path(path).write_text("\n".join(lines) + "\n")
 
 
 def wait(condition: Callable[[], bool], seconds: float, what: str, every: float = 0.05) -> None:

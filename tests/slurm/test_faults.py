@@ -1,7 +1,6 @@
-"""Whatever happens to a job, the run ends with the bits that it would have had. Prints a table of what happened.
+"""Whatever happens to a job, the run ends with the bits that it would have had.
 
-SLURM_TEST_REPEATS=5 repeats each race between a signal and the run so often (1). SLURM_TEST_TABLE=file.md keeps the
-table.
+SLURM_TEST_REPEATS=5 repeats each race between a signal and the run so often (1).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import pytest
 import torch
 
 from callbacks.checkpoints import find_checkpoints
-from tests.slurm.conftest import Folder, Job, node_daemons, scontrol, wait
+from tests.slurm.conftest import FAULTS, Folder, Job, node_daemons, scontrol, wait
 
 pytestmark = pytest.mark.slurm
 
@@ -32,18 +31,6 @@ ARGS = (
     f"trainer.max_steps={STEPS} trainer.val_every=10 trainer.limit_val_batches=6 data.val_split=train "
     "data.batch_size=4 trainer.ema_decay=0.9 trainer.log_every=1 trainer.keep_checkpoints=3"
 )
-ROWS: list[tuple[str, str, int, str, str]] = []
-
-
-@pytest.fixture(scope="module", autouse=True)
-def table() -> Iterator[None]:
-    yield
-    lines = ["| fault | what happened | starts | steps done again | final bits |", "|---|---|--:|---|---|"]
-    lines += [f"| {' | '.join(map(str, row))} |" for row in ROWS]
-    text = "\n".join(lines) + "\n"
-    print(f"\n{text}")
-    if path := os.environ.get("SLURM_TEST_TABLE"):
-        Path(path).write_text(text)
 
 
 def bits(run: Path) -> str:
@@ -98,7 +85,7 @@ def judge(fault: str, job: Job, wanted: str, again: Job | None = None) -> None:
     repeated = len(trained) - len(set(trained))
     found = bits(last.run) if state == "COMPLETED" else state
     result = "equal" if found == wanted else f"DIFFERENT ({found})"
-    ROWS.append((fault, stops[0] if stops else "no word of the run", starts, str(repeated), result))
+    FAULTS.append((fault, stops[0] if stops else "no word of the run", starts, repeated, result))
     assert state == "COMPLETED", said
     assert found == wanted, said
 
