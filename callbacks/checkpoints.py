@@ -109,11 +109,12 @@ class Checkpoints(Checkpoint):
             if trainer.is_global_zero:
                 commit(new, final)
         except (OSError, RuntimeError) as error:
-            if not is_disk_error(error):
+            cause = system_error(error)
+            if cause is None:
                 raise
             remove(new)
             raise CheckpointError(
-                f"{final} could not be written ({reason(error)}); the checkpoints before it are intact. Make room in "
+                f"{final} could not be written ({cause.strerror}); the checkpoints before it are intact. Make room in "
                 f"{self.folder} and start the same command again: it goes on from the newest of them"
             ) from None
         finally:
@@ -254,11 +255,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def is_disk_error(error: Exception) -> bool:
-    """Was something not written? torch wraps the system's error into one of its own."""
-    return isinstance(error, OSError) or "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error)
-
-
-def reason(error: Exception) -> str:
-    """The system's own words, where they are known."""
-    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).splitlines()[0]
+def system_error(error: BaseException | None) -> OSError | None:
+    """What the system said: torch raises an error of its own after it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
