@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import random
 import signal
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -230,8 +232,16 @@ class EvalStream(_Stream):
 def _init_worker(worker: int) -> None:
     del worker
     cv2.setNumThreads(0)  # its thread pool does not survive a fork
-    # A job that SLURM stops sends them to every process. The run is still to save, and would fail if a reader went.
+    # A job that SLURM stops signals every process. The run is still to save, and would fail if a reader went.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process at a SIGTERM of the one that started it, and of no other."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _loader(stream: _Stream, num_workers: int) -> DataLoader:
