@@ -148,7 +148,7 @@ end_process() {
 stop() {
     need_root
     [ -f "$SLURM_CONF" ] || return 0
-    local jobs file process variables
+    local jobs file process
     if [ -f "$DIR/slurmctld.pid" ] && running "$(cat "$DIR/slurmctld.pid")"; then
         jobs=$(timeout 10 squeue -h -o %A 2> /dev/null | sort -u | tr '\n' ' ') || true
         if [ -n "${jobs// /}" ]; then
@@ -165,10 +165,9 @@ stop() {
         [ -f "$file" ] && end_process "$(cat "$file")"
     done
     # Steps that outlived their slurmd: those, and only those, whose environment names this cluster and a job.
-    for process in /proc/[0-9]*; do
-        variables=$({ tr '\0' '\n' < "$process/environ"; } 2> /dev/null) || continue
-        grep -qxF "SLURM_CONF=$SLURM_CONF" <<< "$variables" || continue
-        if [ "$(cat "$process/comm" 2> /dev/null)" = slurmstepd ] || grep -q '^SLURM_JOB_ID=' <<< "$variables"; then
+    for process in $(grep -lsxzF "SLURM_CONF=$SLURM_CONF" /proc/[0-9]*/environ); do
+        process=${process%/environ}
+        if [ "$(cat "$process/comm" 2> /dev/null)" = slurmstepd ] || grep -qsz '^SLURM_JOB_ID=' "$process/environ"; then
             kill -9 "${process#/proc/}" 2> /dev/null || true
         fi
     done

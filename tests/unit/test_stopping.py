@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import IterableDataset
 
 import train as script
 from callbacks.checkpoints import CheckpointError, Checkpoints, find_checkpoints, newest_readable
@@ -19,6 +23,7 @@ from callbacks.requeue import Requeue, RunStopped
 from configs.loader import load_config
 from configs.schema import RunConfig
 from datamodules.synthetic.build import SyntheticConfig, build
+from datamodules.webdataset import _loader
 from modules.evaluator.module import EvaluatorModule
 from modules.vqvae.quantizer import ResidualQuantizer
 
@@ -150,6 +155,23 @@ def test_other_processes_do_not_note_signals(tmp_path: Path) -> None:
     assert os.waitpid(child, 0)[1] == 0
     requeue._note(signal.SIGUSR1, None)
     assert requeue.received == "SIGUSR1"
+
+
+class Endless(IterableDataset):
+    def __iter__(self) -> Iterator[int]:
+        yield from itertools.count()
+
+
+def test_readers_end_with_their_parent_alone() -> None:
+    iterator = iter(_loader(Endless(), num_workers=1))  # type: ignore[arg-type]
+    assert next(iterator) == 0
+    (reader,) = multiprocessing.active_children()
+    subprocess.run(["kill", "-TERM", str(reader.pid)], check=True)
+    assert list(itertools.islice(iterator, 10)) == list(range(1, 11))
+    assert reader.is_alive()
+    reader.terminate()
+    reader.join(30)
+    assert reader.exitcode == 0
 
 
 def test_a_requeued_job_does_not_start_afresh(
