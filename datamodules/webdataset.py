@@ -15,6 +15,7 @@ import logging
 import os
 import random
 import signal
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -232,6 +233,8 @@ class EvalStream(_Stream):
 def _init_worker(worker: int) -> None:
     del worker
     cv2.setNumThreads(0)  # its thread pool does not survive a fork
+    if sys.platform != "linux":
+        return
     # A job that SLURM stops signals every process. The run is still to save, and would fail if a reader went.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -31,6 +31,7 @@ from modules.errors import UserError  # noqa: E402
 
 PASSED_ON = ("mem", "time", "partition", "account", "qos")
 PREFIX = "director"
+WHAT = (*STAGES, "eval")  # can be submitted
 LOGS = Path("runs/logs")
 DEFAULTS = "configs/cluster/slurm.yaml"
 
@@ -143,10 +144,10 @@ def render(what: str, job: Submission, cluster: SlurmConfig, extra: list[str]) -
 
 def submit(stages: list[str], items: list[str], extra: list[str]) -> None:
     """Submit a job for each stage, each after the one before."""
-    unknown = [stage for stage in stages if stage not in (*STAGES, "eval")]
+    unknown = [stage for stage in stages if stage not in WHAT]
     if unknown or not stages:
         wrong = unknown[0] if unknown else "no stage"
-        raise UserError(f"{wrong} is not a stage; known: {', '.join([*STAGES, 'eval'])}")
+        raise UserError(f"{wrong} is not a stage; known: {', '.join(WHAT)}")
     own = {field.name for field in fields(Submission)}
     job = load_typed(Submission, [], [item for item in items if item.partition("=")[0] in own])
     cluster = load_typed(SlurmConfig, [DEFAULTS], [item for item in items if item.partition("=")[0] not in own])
@@ -181,8 +182,9 @@ def own_jobs(name: str = "") -> list[dict[str, str]]:
     columns = {"id": "%A", "job": "%j", "state": "%T", "time": "%M", "limit": "%l", "nodes": "%D", "where": "%R"}
     lines = call("squeue", "--me", "--noheader", f"--format={'|'.join(columns.values())}").splitlines()
     jobs = [dict(zip(columns, line.split("|", len(columns) - 1), strict=True)) for line in lines]
-    jobs = [job for job in jobs if job["job"].startswith(f"{PREFIX}-")]
-    return sorted((job for job in jobs if not name or job["job"].endswith(f"-{name}")), key=lambda job: int(job["id"]))
+    wanted = {job_name(what, name) for what in WHAT}
+    mine = [job for job in jobs if (job["job"] in wanted if name else job["job"].startswith(f"{PREFIX}-"))]
+    return sorted(mine, key=lambda job: int(job["id"]))
 
 
 def status(name: str) -> None:
