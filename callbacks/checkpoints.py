@@ -100,7 +100,8 @@ class Checkpoints(Checkpoint):
         final = self.path(trainer.global_step)
         new = final.with_name(f".new-{final.name}")
         if trainer.is_global_zero:
-            remove(new)  # what a killed run left
+            for left in [*self.folder.glob(".new-*"), *self.folder.glob(".old-*")]:  # by a run that was killed
+                remove(left)
         if self.best_step is not None:
             self._best_at[trainer.global_step] = self.best_step
         self._in_validation = in_validation

@@ -204,9 +204,12 @@ def test_a_damaged_checkpoint_is_put_aside(
             script.train(config())
     folder = tmp_path / "runs/evaluator/smoke"
     damage(folder / "checkpoints/step-00000005.ckpt", how)
+    half = folder / "checkpoints/.new-step-00000004.ckpt"
+    half.write_bytes(b"half of it")  # as if it had been killed while it wrote that
     _, objects = script.train(config())
     assert "step-00000005.ckpt is damaged" in caplog.text
     assert (folder / "checkpoints/damaged-step-00000005.ckpt").exists()
+    assert not half.exists()
     assert same(content(unbroken)["state_dict"], content(folder)["state_dict"])
     for path in find_checkpoints(folder / "checkpoints"):
         damage(path, how)
