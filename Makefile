@@ -10,8 +10,7 @@ NAME   ?= $(SIZE)
 DATA   ?= data/sample
 SPLIT  ?= val
 CLUSTER ?=
-NODES  ?= 1
-GPUS   ?= 1
+DRY    ?=
 EXPORT ?=
 PROMPT ?=
 ARGS   ?=
@@ -33,11 +32,17 @@ RUN_KEYS := name=$(NAME) data.path=$(DATA)
 
 ifeq ($(CLUSTER),)
 TRAIN = $(PY) train.py configs/$(1)/$(SIZE).yaml $(RUN_KEYS) $(ARGS)
+TRAIN_ALL = $(foreach stage,$(CHAIN),$(call TRAIN,$(stage));)
+EVAL = $(PY) eval.py configs/$(STAGE)/$(SIZE).yaml $(RUN_KEYS) split=$(SPLIT) $(if $(EXPORT),export=$(EXPORT)) $(ARGS)
 else ifeq ($(CLUSTER),slurm)
-# One after another (singleton), because stages read the exports of earlier ones.
-TRAIN = mkdir -p runs && sbatch --job-name=pose-director-$(NAME) --dependency=singleton --nodes=$(NODES) --ntasks-per-node=$(GPUS) --gpus-per-node=$(GPUS) \
-	scripts/slurm_train.sh $(PY) train.py configs/$(1)/$(SIZE).yaml configs/cluster/slurm.yaml \
-	trainer.num_nodes=$(NODES) trainer.devices=$(GPUS) $(RUN_KEYS) $(ARGS)
+# What is asked for: configs/cluster/slurm.yaml, and these on top.
+KEYS := nodes=$(NODES) gpus=$(GPUS) tasks=$(TASKS) cpus=$(CPUS) workers=$(WORKERS) mem=$(MEM) time=$(TIME) partition=$(PARTITION) \
+	account=$(ACCOUNT) qos=$(QOS) container=$(CONTAINER) after=$(AFTER)
+SUBMIT = $(PY) scripts/slurm.py submit $(1) size=$(SIZE) name=$(NAME) data=$(DATA) python=$(PY) $(if $(DRY),dry=true) \
+	$(filter-out %=,$(KEYS)) $(2) -- $(ARGS)
+TRAIN = $(call SUBMIT,$(1))
+TRAIN_ALL = $(call SUBMIT,$(CHAIN))
+EVAL = $(call SUBMIT,eval,stage=$(STAGE) split=$(SPLIT) $(if $(EXPORT),export=$(EXPORT)))
 else
 $(error CLUSTER is '$(CLUSTER)'; leave it empty to run here, or say CLUSTER=slurm)
 endif
@@ -51,7 +56,8 @@ PROMPT_KEY = $(if $(PROMPT),prompt="$$PROMPT")
 # The demo makes its own data unless the user names some.
 DEMO_DATA := $(if $(filter-out file,$(origin DATA)),data=$(DATA))
 
-.PHONY: help setup demo test lint sample-data train $(STAGES:%=train-%) eval generate tensorboard bench clean
+.PHONY: help setup demo test test-slurm lint sample-data train $(STAGES:%=train-%) eval status cancel generate tensorboard \
+	bench clean
 
 help: ## this list
 	@echo "Variables: SIZE=$(SIZE) NAME=$(NAME) DATA=$(DATA) SPLIT=$(SPLIT) CLUSTER=$(CLUSTER) EXPORT= PROMPT= ARGS="
@@ -71,6 +77,9 @@ demo: $(READY) ## sample data, training of all stages, scores, a video from a pr
 
 test: $(READY) ## unit tests
 	@$(PY) -m pytest -n $(JOBS) $(ARGS)
+
+test-slurm: $(READY) ## SLURM tests on a throw-away cluster of two emulated nodes (root and apt; minutes)
+	@$(PY) -m pytest -p no:xdist tests/slurm -m slurm -v --timeout=900 -rs $(ARGS)
 
 lint: $(READY) ## ruff and the type checker
 	@$(PY) -m ruff check .
@@ -98,10 +107,16 @@ train-evaluator: $(READY) ## train the action classifier of the evaluation
 	@$(call TRAIN,evaluator)
 
 train: $(READY) ## train all stages of the chain, in order
-	@set -e; $(foreach stage,$(CHAIN),$(call TRAIN,$(stage));)
+	@set -e; $(TRAIN_ALL)
 
 eval: $(READY) ## score the chain of NAME on SPLIT, or one STAGE=vqvae, or one EXPORT=runs/vqvae/demo/export
-	@$(PY) eval.py configs/$(STAGE)/$(SIZE).yaml $(RUN_KEYS) split=$(SPLIT) $(if $(EXPORT),export=$(EXPORT)) $(ARGS)
+	@$(EVAL)
+
+status: $(READY) ## jobs of this project on SLURM and how far they are
+	@$(PY) scripts/slurm.py status $(if $(filter-out file,$(origin NAME)),name=$(NAME))
+
+cancel: $(READY) ## end the SLURM jobs of NAME; those that run save first
+	@$(PY) scripts/slurm.py cancel name=$(NAME)
 
 generate: $(READY) ## PROMPT="A man waves." -> plan, poses and video in outputs/
 	@$(PY) generate.py configs/chain/$(SIZE).yaml name=$(NAME) $(PROMPT_KEY) $(ARGS)

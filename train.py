@@ -1,37 +1,38 @@
-"""Train one stage: python train.py CONFIG.yaml [OVERLAY.yaml ...] [key=value ...] [--show]"""
+"""Train one stage: python train.py CONFIG.yaml [OVERLAY.yaml ...] [key=value ...] [--show] [--deterministic]
+
+  --show            print the resolved configuration, parameters and memory, and exit
+  --deterministic   the same as trainer.deterministic=true: the same bits in every run
+
+Exit status: 0 finished; 2 a mistake that you can mend; 75 told to stop (SIGTERM, SIGUSR1): it has saved, and the same
+command goes on.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from callbacks.bad_samples import BadSamples
-from callbacks.console import Console, quiet, say
-from callbacks.ema import EMA, load
-from callbacks.finite import StopAtNonFiniteLoss
-from callbacks.history import History
-from callbacks.random_state import RandomState
-from callbacks.samples import Samples
-from callbacks.throughput import Throughput, peak_memory_mb
+from callbacks.checkpoints import newest_readable
+from callbacks.console import quiet, say
 from configs.cli import run_script, split_arguments
 from configs.loader import load_config, to_plain
 from configs.run import RunFolder, summary
-from configs.schema import DataConfig, RunConfig, stage_module
+from configs.schema import DataConfig, RunConfig
 from configs.show import show
 from datamodules.fingerprint import data_fingerprint
 from datamodules.folds import Folds
+from datamodules.keys import KeyedCollate, KeyedEncode
 from datamodules.shards import find_shards
 from datamodules.webdataset import PoseDataModule, iter_clips
-from modules.checkpoint import code_version
 from modules.pose.scene import Clip
-from modules.strategy import build_strategy, read_checkpoint, resolve_precision
+from modules.strategy import read_checkpoint
+from training.results import build_module, collect_metrics, export
+from training.trainer import build_trainer
 
 
 def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -43,7 +44,8 @@ def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
     Raises:
         UserError: a run of this name was started with another configuration or other data; input is missing.
-        NonFiniteLossError: the loss became NaN or infinite.
+        BadStepsError: loss or gradients stayed NaN or infinite.
+        RunStopped: the run was told to stop, and has saved.
     """
     quiet()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -55,37 +57,38 @@ def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     for path, split in splits:
         find_shards(path, split)  # raises where there are none
     started_with = run.started_with(data_fingerprint(splits))
-    resume = run.last.exists() and not cfg.fresh
-    if resume:
+    # A job that SLURM has started again goes on with what it did before.
+    fresh = cfg.fresh and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
+    metrics = None if fresh else run.metrics()
+    last = None if fresh or metrics is not None else newest_readable(run.checkpoints)
+    if last is not None or metrics is not None:
         run.check_same(started_with)
     objects: dict[str, Any] = {"module": module, "run": run}
-    metrics = run.metrics()
-    if resume and metrics is not None:
+    if metrics is not None:
         say(f"{run.root} is finished: {summary(metrics)}; fresh=true trains it again")
         if not run.export.exists():
             export(run, metrics)
             say(f"exported to {run.export}")
         return metrics, objects
 
-    if resume:
-        module.on_load_checkpoint(read_checkpoint(run.last, weights=False))  # what `encode` needs
+    if last is not None:
+        module.on_load_checkpoint(read_checkpoint(last, weights=False))  # what `encode` needs
     else:
         if hasattr(module, "setup_data"):
             module.setup_data(functools.partial(training_clips, data, module.columns))
         rank_zero_only(run.start)(started_with)
+    encode, collate = KeyedEncode(module.encode), KeyedCollate(module.collate)
     datamodule = PoseDataModule(
-        **to_plain(data), seed=cfg.seed, columns=module.columns, encode=module.encode, collate=module.collate
+        **to_plain(data), seed=cfg.seed, columns=module.columns, encode=encode, collate=collate
     )
     trainer, parts = build_trainer(cfg, run, module.monitor)
-    say(f"{run.root}: " + (f"goes on from {run.last}" if resume else f"starts, {cfg.trainer.max_steps} steps"))
-    trainer.fit(module, datamodule, ckpt_path=run.last if resume else None, weights_only=True)
+    ranks = f" on {trainer.world_size} ranks" if trainer.world_size > 1 else ""
+    say(f"{run.root}: {f'goes on from {last}' if last else f'starts, {cfg.trainer.max_steps} steps'}{ranks}")
+    trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
 
-    best = parts["checkpoint"].best_model_path
-    if not best:  # nothing was validated
-        trainer.save_checkpoint(run.last)
-    checkpoint = run.checkpoints / Path(best or run.last).name
+    checkpoints = parts.checkpoints
     if trainer.is_global_zero:
-        metrics = collect_metrics(cfg, trainer, checkpoint, **parts)
+        metrics = collect_metrics(cfg, trainer, checkpoints.best or checkpoints.path(trainer.global_step), parts)
         export(run, metrics)
         run.finish(metrics)
         say(f"{run.root}: {summary(metrics)}; exported to {run.export}")
@@ -102,91 +105,9 @@ def training_clips(data: DataConfig, columns: tuple[str, ...]) -> Iterator[Clip]
         )
 
 
-def build_module(cfg: RunConfig) -> Any:
-    """The LightningModule of the stage."""
-    return stage_module(cfg.stage)(to_plain(cfg.model), max_steps=cfg.trainer.max_steps)
-
-
-def build_trainer(cfg: RunConfig, run: RunFolder, monitor: tuple[str, str]) -> tuple[L.Trainer, dict[str, Any]]:
-    """The trainer, and those of its callbacks that are asked for results."""
-    options = cfg.trainer
-    throughput, history = Throughput(options.log_every), History(run.history)
-    checkpoint = ModelCheckpoint(run.checkpoints, filename="best-{step}", monitor=monitor[0], mode=monitor[1])
-    # After every validation, better or not. It comes second, so that it knows of the best one.
-    last = ModelCheckpoint(run.checkpoints, filename=run.last.stem, enable_version_counter=False)
-    callbacks = [throughput, Console(throughput, monitor[0], options.log_every), StopAtNonFiniteLoss()]
-    callbacks += [Samples(options.sample_every)] if options.sample_every else []
-    callbacks += [EMA(options.ema_decay)] if options.ema_decay else []
-    callbacks += [history, LearningRateMonitor("step"), BadSamples(), RandomState(), checkpoint, last]
-    # Validations are spread evenly, so that the last one is at the last step.
-    rounds = max(round(options.max_steps / options.val_every), 1)
-    trainer = L.Trainer(
-        max_steps=options.max_steps,
-        max_epochs=-1,
-        val_check_interval=options.max_steps // rounds * options.accumulate,
-        check_val_every_n_epoch=None,
-        limit_val_batches=options.limit_val_batches,
-        num_sanity_val_steps=0,
-        precision=resolve_precision(options.precision, options.accelerator),  # type: ignore[arg-type]  # Lightning checks it
-        accelerator=options.accelerator,
-        devices=options.devices,
-        num_nodes=options.num_nodes,
-        strategy=build_strategy(options.strategy, offload=options.offload),
-        use_distributed_sampler=False,  # the data module shares out the shards
-        accumulate_grad_batches=options.accumulate,
-        gradient_clip_val=options.gradient_clip or None,
-        log_every_n_steps=options.log_every,
-        logger=TensorBoardLogger(run.root, name="", version="", sub_dir="logs"),
-        callbacks=callbacks,
-        default_root_dir=run.root,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    return trainer, {"throughput": throughput, "history": history, "checkpoint": checkpoint}
-
-
-def collect_metrics(
-    cfg: RunConfig,
-    trainer: L.Trainer,
-    path: Path,
-    *,
-    throughput: Throughput,
-    history: History,
-    checkpoint: ModelCheckpoint,
-) -> dict[str, Any]:
-    """What `metrics.json` holds: the cost of the run, and the validation scores of the checkpoint that is exported."""
-    best_step = read_checkpoint(path)["global_step"]
-    return {
-        "stage": cfg.stage,
-        "name": cfg.name,
-        "steps": trainer.global_step,
-        "seconds": round(throughput.total_seconds, 2),
-        "seconds_per_step": round(throughput.train_seconds / max(trainer.global_step, 1), 5),
-        **peak_memory_mb(),
-        "checkpoint": path.name,
-        "best_step": best_step,
-        "monitor": checkpoint.monitor,
-        "val": history.at(best_step),
-    }
-
-
-def export(run: RunFolder, metrics: dict[str, Any]) -> None:
-    """Write `export/` from the best checkpoint, with the averaged weights where there are any."""
-    content = read_checkpoint(run.checkpoints / metrics["checkpoint"])
-    # A new module: that of the training may be spread over devices.
-    module = build_module(run.cfg)
-    module.on_load_checkpoint(content)
-    module.load_state_dict(content["state_dict"], strict=module.strict_loading)
-    for name, state in content.get("callbacks", {}).items():
-        if name == EMA.__name__:
-            load(module, state["average"])
-    info = {"step": metrics["best_step"], "metrics": metrics["val"], "data": run.cfg.data.path, "code": code_version()}
-    module.eval()
-    module.export(run.export, info)
-
-
 def main(arguments: list[str]) -> None:
-    paths, items, flags = split_arguments(arguments, ("--show",))
+    paths, items, flags = split_arguments(arguments, ("--show", "--deterministic"))
+    items += ["trainer.deterministic=true"] if "--deterministic" in flags else []
     cfg = load_config(paths, items)
     if "--show" in flags:
         print(show(cfg))

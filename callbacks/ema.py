@@ -56,6 +56,10 @@ class EMA(L.Callback):
         """Runs before the checkpoint callback, which Lightning keeps last: checkpoints hold the trained weights."""
         self._restore(pl_module)
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A run that is stopped in a validation saves there; the checkpoint refers to the module's weights."""
+        self._restore(pl_module)
+
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore(pl_module)
 

@@ -30,13 +30,15 @@ def split_arguments(arguments: list[str], flags: tuple[str, ...] = ()) -> tuple[
 
 
 def run_script(main: Callable[[list[str]], None], help_text: str | None = None) -> NoReturn:
-    """Call `main(arguments)` and exit: 0, or 2 after a `UserError`, whose lines go to stderr."""
+    """Call `main(arguments)` and exit: 0, or after a `UserError`, whose lines go to stderr, its status (2)."""
     if help_text and {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text.strip())
         sys.exit(0)
     try:
         main(sys.argv[1:])
     except UserError as error:
-        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
-        sys.exit(2)
+        start = "error: " if error.exit_status == UserError.exit_status else ""
+        for line in str(error).splitlines():  # none on ranks that leave it to the first
+            print(f"{start}{line}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_status)
     sys.exit(0)

@@ -22,6 +22,7 @@ HARMLESS = {
     "fresh", "other_data", "run_dir", "data.path", "data.num_workers", "data.cache_mb", "data.test_split",
     "data.max_bad_fraction",
     "trainer.log_every", "trainer.sample_every", "trainer.accelerator", "trainer.offload",
+    "trainer.keep_checkpoints", "trainer.save_every", "trainer.max_skipped",
 }  # fmt: skip
 
 
@@ -32,7 +33,6 @@ class RunFolder:
         self.cfg = cfg
         self.root = Path(cfg.run_dir) / cfg.stage / cfg.name
         self.checkpoints = self.root / "checkpoints"
-        self.last = self.checkpoints / "last.ckpt"
         self.export = self.root / "export"
         self.history = self.root / "history.jsonl"
         self._config, self._data, self._metrics = (

@@ -101,11 +101,16 @@ class TrainerConfig:
     log_every: int = 20
     sample_every: int = 1  # validations between two sets of pictures; 0 for none
     ema_decay: float = 0.0  # 0 turns the moving average of the weights off
+    keep_checkpoints: int = 2  # of the newest; the best is kept besides
+    save_every: int = 0  # steps between checkpoints besides those of the validations; 0 for none
+    max_skipped: int = 10  # steps in a row with a loss or gradient that is not finite, before the run ends
+    spike_sigma: float = 0.0  # skip steps that far above the last 128 (6 is usual); 0: only what is not finite
+    deterministic: bool = False  # slower kernels that give the same bits in every run; an error where there is none
 
     def __post_init__(self) -> None:
         _at_least(
             "trainer", self, max_steps=1, val_every=1, accumulate=1, devices=1, num_nodes=1, log_every=1,
-            sample_every=0, gradient_clip=0,
+            sample_every=0, gradient_clip=0, keep_checkpoints=1, save_every=0, max_skipped=1, spike_sigma=0,
         )  # fmt: skip
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"trainer.ema_decay is {self.ema_decay}; it must be from 0 to below 1, for example 0.999")

@@ -12,6 +12,10 @@ Worker processes take the batches in turn; what one of them makes is a lane. A l
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -230,6 +234,18 @@ class EvalStream(_Stream):
 def _init_worker(worker: int) -> None:
     del worker
     cv2.setNumThreads(0)  # its thread pool does not survive a fork
+    if sys.platform != "linux":
+        return
+    # A job that SLURM stops signals every process. The run is still to save, and would fail if a reader went.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process at a SIGTERM of the one that started it, and of no other."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def make_loader(stream: _Stream, num_workers: int) -> DataLoader:
@@ -240,6 +256,7 @@ def make_loader(stream: _Stream, num_workers: int) -> DataLoader:
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         worker_init_fn=_init_worker,
+        generator=torch.Generator(),  # of its own: starting a loader draws no number that a resumed run would miss
         pin_memory=torch.cuda.is_available(),
     )
 

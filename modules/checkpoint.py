@@ -82,6 +82,10 @@ def save_export(
         if directory.exists():
             directory.rename(stale)
         fresh.rename(directory)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{directory} could not be written ({error}); start the same command again when there is room"
+        ) from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(stale, ignore_errors=True)

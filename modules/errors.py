@@ -7,3 +7,5 @@ class UserError(ValueError):
     The message is one line: what is wrong, what was found, what is allowed, what to do next. Root scripts
     print it without a traceback and exit with status 2.
     """
+
+    exit_status = 2

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import Strategy
 
 from modules.errors import UserError
@@ -40,6 +42,21 @@ def build_strategy(name: str, *, offload: bool = False) -> Strategy | str:
         )
     except (ImportError, ModuleNotFoundError) as error:
         raise UserError(f"trainer.strategy={name} needs DeepSpeed, which cannot be imported: {error}") from None
+
+
+class CheckpointFile(TorchCheckpointIO):
+    """Writes straight to the file that it is given: no copy in memory, none in a folder for temporary files."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("wb") as file:
+            torch.save(checkpoint, file)
+
+
+def build_plugins() -> list[Any]:
+    """Plugins of the trainer: how files are written; under SLURM, without Lightning's own requeueing."""
+    environment = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    return [CheckpointFile(), *environment]
 
 
 def resolve_precision(name: str, accelerator: str = "auto") -> str:

@@ -178,6 +178,8 @@ class ResidualQuantizer(nn.Module):
             statistics[depth, :, 1:].index_add_(0, code, residual * weight[:, None])
         if _distributed():
             dist.all_reduce(statistics)
+        if not bool(statistics.isfinite().all()):  # the step is skipped, and the codebooks have no optimiser to do so
+            return
         self.ema_counts.lerp_(statistics[..., 0], 1 - self.decay)
         self.ema_sums.lerp_(statistics[..., 1:], 1 - self.decay)
         if step % self.revive_every == 0:
@@ -209,7 +211,7 @@ class ResidualQuantizer(nn.Module):
     def _start(self, vectors: Tensor, step: int) -> None:
         """k-means, depth after depth, on the vectors (N, D) of one batch; rank 0's for all ranks."""
         generator = self._generator(step, stream=2)
-        residual = vectors
+        residual = vectors[vectors.isfinite().all(-1)]
         for depth in range(self.num_quantizers):
             self.codebooks[depth] = kmeans(residual, self.codebook_size, self.kmeans_iterations, generator)
             if _distributed():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import eval as eval_script
 import generate as generate_script
@@ -33,7 +35,12 @@ TINY = {
     "controlnet": [],
     "evaluator": ["model.network.width=16"],
 }
-STEPS = ["trainer.max_steps=2", "trainer.val_every=2", "trainer.limit_val_batches=1", "trainer.sample_every=0"]
+STEPS = [
+    "trainer.max_steps=2", "trainer.val_every=2", "trainer.limit_val_batches=1", "trainer.sample_every=0",
+    "trainer.log_every=1", "trainer.precision=32-true", "trainer.accelerator=cpu",
+]  # fmt: skip
+# Losses of these runs. After a change that means to change them: UPDATE_GOLDEN=1 make test ARGS="-k golden"
+GOLDEN = Path(__file__).parent / "golden.json"
 PROMPT = "A man in a red shirt and blue trousers walks to the left for 2 seconds in front of a white wall."
 
 
@@ -64,6 +71,21 @@ def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 CHAIN = [str(ROOT / "configs/chain/smoke.yaml"), "name=tiny"]
 SETTINGS = f"chain={ROOT / 'configs/chain/smoke.yaml'}"
+
+
+@pytest.mark.parametrize("stage", TINY)
+def test_golden_losses(stage: str) -> None:
+    """A change that should not change what is learned does not: the losses of the first steps and of a validation."""
+    events = EventAccumulator(f"runs/{stage}/tiny/logs").Reload()
+    found = {name: [event.value for event in events.Scalars(name)] for name in ("train/loss", "val/loss")}
+    assert len(found["train/loss"]) == 2
+    known = json.loads(GOLDEN.read_text()) if GOLDEN.is_file() else {}
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(json.dumps({**known, stage: found}, indent=1, sort_keys=True) + "\n")
+        return
+    for name, values in found.items():
+        # Other processors round in other ways; a real change is far larger.
+        assert values == pytest.approx(known[stage][name], rel=2e-3), name
 
 
 def test_a_prompt_becomes_a_video() -> None:

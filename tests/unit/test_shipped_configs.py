@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configs.loader import load_config
+from configs.loader import load_config, load_typed
 from configs.run import to_yaml
 from configs.schema import STAGES
 from configs.show import build_on_meta, count_parameters
+from configs.slurm_schema import SlurmConfig
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.yaml"))
 TRAINING = [path for path in FILES if path.parts[1] in STAGES]
-OVERLAYS = [path for path in FILES if path.parts[1] == "cluster"]
 
 
 @pytest.fixture(autouse=True)
@@ -50,10 +50,8 @@ def test_it_loads_and_builds(path: Path) -> None:
     assert count_parameters(build_on_meta(cfg))[0] > 0
 
 
-@pytest.mark.parametrize("path", OVERLAYS, ids=str)
-def test_overlays_fit_every_stage(path: Path) -> None:
-    for stage in STAGES:
-        load_config([f"configs/{stage}/paper.yaml", str(path)])
+def test_the_cluster() -> None:
+    assert load_typed(SlurmConfig, ["configs/cluster/slurm.yaml"]) == SlurmConfig()  # it says what the defaults are
 
 
 def test_the_sizes_of_the_paper() -> None:

@@ -18,8 +18,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train as script
+from callbacks.checkpoints import find_checkpoints
 from callbacks.ema import EMA
-from callbacks.finite import NonFiniteLossError
 from callbacks.samples import gif_summary
 from configs.cli import run_script
 from configs.loader import load_config
@@ -71,7 +71,7 @@ def stop() -> None:
 
 
 def checkpoint(folder: Path) -> dict[str, Any]:
-    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    return torch.load(find_checkpoints(folder / "checkpoints")[0], weights_only=True)
 
 
 def test_what_a_run_leaves(
@@ -127,7 +127,7 @@ def test_resuming_is_the_same_as_not_stopping(
     assert same(whole["state_dict"], parts["state_dict"])
     assert same(whole["optimizer_states"], parts["optimizer_states"])
     assert same(whole["callbacks"][EMA.__name__], parts["callbacks"][EMA.__name__])
-    assert same(whole["callbacks"]["RandomState"], parts["callbacks"]["RandomState"])
+    assert same(whole["random_states"], parts["random_states"])
     rows = [(root / name / "history.jsonl").read_text() for name in ("whole", "parts")]
     assert rows[0] == rows[1]
 
@@ -181,18 +181,6 @@ def test_missing_shards_leave_nothing(config: Callable[..., RunConfig], tmp_path
     with pytest.raises(UserError, match="make sample-data"):
         script.train(config(f"data.path={tmp_path / 'nowhere'}"))
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(
-    config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nan = torch.tensor(float("nan"), requires_grad=True)
-    monkeypatch.setattr(EvaluatorModule, "training_step", at_batch(6, lambda: nan * 1))
-    with pytest.raises(NonFiniteLossError, match="the loss is nan at step 3; the weights were not updated"):
-        script.train(config())
-    saved = checkpoint(tmp_path / "runs/evaluator/smoke")
-    assert saved["global_step"] == 2
-    assert all(value.isfinite().all() for value in saved["state_dict"].values())
 
 
 def test_show_prints_config_size_and_memory(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
