@@ -12,18 +12,13 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import random
-import signal
-import sys
-import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import lightning as L
 import numpy as np
 import torch
@@ -32,6 +27,7 @@ from webdataset.filters import shuffle
 from webdataset.pipeline import DataPipeline
 from webdataset.shardlists import SimpleShardList
 
+from datamodules.readers import init_worker
 from datamodules.shards import Record, ShardReader, count_samples, find_shards
 from datamodules.transforms import to_clip
 from modules.errors import UserError
@@ -230,30 +226,13 @@ class EvalStream(_Stream):
         return itertools.chain.from_iterable(map(self.reader, self.config.shards))
 
 
-def _init_worker(worker: int) -> None:
-    del worker
-    cv2.setNumThreads(0)  # its thread pool does not survive a fork
-    if sys.platform != "linux":
-        return
-    # A job that SLURM stops signals every process. The run is still to save, and would fail if a reader went.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Ends this process at a SIGTERM of the one that started it, and of no other."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
 def _loader(stream: _Stream, num_workers: int) -> DataLoader:
     return DataLoader(
         stream,
         batch_size=None,  # the stream makes batches
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        worker_init_fn=_init_worker,
+        worker_init_fn=init_worker,
         generator=torch.Generator(),  # of its own: starting a loader draws no number that a resumed run would miss
         pin_memory=torch.cuda.is_available(),
     )
