@@ -12,22 +12,18 @@ Worker processes take the batches in turn; what one of them makes is a lane. A l
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import sys
-import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from datamodules.augment import Augment
 from datamodules.order import Order
+from datamodules.readers import init_worker
 from datamodules.shards import Record, Samples
 from datamodules.transforms import to_clip
 from modules.errors import UserError
@@ -231,23 +227,6 @@ class EvalStream(_Stream):
                 yield config.collate(items), bad
 
 
-def _init_worker(worker: int) -> None:
-    del worker
-    cv2.setNumThreads(0)  # its thread pool does not survive a fork
-    if sys.platform != "linux":
-        return
-    # A job that SLURM stops signals every process. The run is still to save, and would fail if a reader went.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Ends this process at a SIGTERM of the one that started it, and of no other."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
 def make_loader(stream: _Stream, num_workers: int) -> DataLoader:
     """What a stream yields, from several processes."""
     return DataLoader(
@@ -255,7 +234,7 @@ def make_loader(stream: _Stream, num_workers: int) -> DataLoader:
         batch_size=None,  # the stream makes batches
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        worker_init_fn=_init_worker,
+        worker_init_fn=init_worker,
         generator=torch.Generator(),  # of its own: starting a loader draws no number that a resumed run would miss
         pin_memory=torch.cuda.is_available(),
     )

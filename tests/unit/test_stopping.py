@@ -22,8 +22,8 @@ from callbacks.guard import BadStepsError, Guard
 from callbacks.requeue import Requeue, RunStopped
 from configs.loader import load_config
 from configs.schema import RunConfig
+from datamodules.streams import make_loader
 from datamodules.synthetic.build import SyntheticConfig, build
-from datamodules.webdataset import _loader
 from modules.evaluator.module import EvaluatorModule
 from modules.vqvae.quantizer import ResidualQuantizer
 
@@ -163,7 +163,7 @@ class Endless(IterableDataset):
 
 
 def test_readers_end_with_their_parent_alone() -> None:
-    iterator = iter(_loader(Endless(), num_workers=1))  # type: ignore[arg-type]
+    iterator = iter(make_loader(Endless(), num_workers=1))  # type: ignore[arg-type]
     assert next(iterator) == 0
     (reader,) = multiprocessing.active_children()
     subprocess.run(["kill", "-TERM", str(reader.pid)], check=True)
