@@ -14,7 +14,6 @@ import generate as generate_script
 import train as train_script
 from configs.chain_schema import GenerateConfig
 from configs.loader import load_config, load_typed
-from datamodules.synthetic.build import SyntheticConfig, build
 from modules.editing import apply_edits, check_edits
 from modules.errors import UserError
 from modules.pipeline import PLAN_STAGES, Pipeline
@@ -22,48 +21,14 @@ from modules.pose.io import Plan, read_plan, write_plan
 from modules.pose.video import read_frames
 from modules.reports import read_report
 from modules.session import Session, write_session
+from tests.tiny import COMMON, ROOT, STEPS, TINY
 
-ROOT = Path(__file__).parents[2]
-# What makes each stage smaller than its smoke.yaml.
-TINY = {
-    "vqvae": ["model.network.codebook_size=16", "model.network.width=16"],
-    "llm": [
-        "model.architecture.hidden_size=32",
-        "model.architecture.intermediate_size=32",
-        "model.text_vocabulary=300",
-    ],
-    "interp": ["model.network.width=16", "model.network.layers=1"],
-    "base": ["model.network.unet.block_out_channels=[16,16]", "model.network.vae.block_out_channels=[8,8,8]"],
-    "controlnet": [],
-    "evaluator": ["model.network.width=16"],
-}
-STEPS = ["trainer.max_steps=2", "trainer.val_every=2", "trainer.limit_val_batches=1", "trainer.sample_every=0"]
 PROMPT = "A man in a red shirt and blue trousers walks to the left for 2 seconds in front of a white wall."
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with data and an export of every stage."""
-    folder = tmp_path_factory.mktemp("chain")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        build(SyntheticConfig(out="data", train=8, val=2, test=4, shard_size=4, workers=1), progress=False)
-        for stage in ("vqvae", "llm", "interp", "base", "controlnet", "evaluator"):
-            train_script.train(
-                load_config(
-                    [str(ROOT / f"configs/{stage}/smoke.yaml")], [*COMMON, *STEPS, *TINY[stage], *UPSTREAM[stage]]
-                )
-            )
-    return folder
-
-
-COMMON = ["name=tiny", "data.path=data", "data.batch_size=2"]
-UPSTREAM = dict.fromkeys(TINY, list[str]()) | {"controlnet": ["model.base=runs/base/tiny/export"]}
-
-
 @pytest.fixture(autouse=True)
-def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
+def inside(tiny_chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_chain)
 
 
 CHAIN = [str(ROOT / "configs/chain/smoke.yaml"), "name=tiny"]
