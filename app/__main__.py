@@ -11,6 +11,7 @@ import importlib.util
 import socket
 import threading
 import webbrowser
+from typing import Any
 
 from configs.app_schema import AppConfig
 from configs.cli import run_script, split_arguments
@@ -22,8 +23,6 @@ def main(arguments: list[str]) -> None:
     missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{' and '.join(missing)} is not installed; `make app` installs it, or pip install -e '.[app]'")
-    import uvicorn
-
     from app.server import make_app
 
     paths, items, _ = split_arguments(arguments)
@@ -39,8 +38,16 @@ def main(arguments: list[str]) -> None:
     threading.Thread(target=warm_up, args=(app,), daemon=True).start()
     if config.desk.open:
         webbrowser.open(address)
-    settings = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=1)
-    uvicorn.Server(settings).run(sockets=[sock])
+    make_server(app).run(sockets=[sock])
+
+
+def make_server(app: Any) -> Any:
+    """A uvicorn server of the application, which ends without waiting for pages that wait for news."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
+    app.state.stopping = lambda: server.should_exit
+    return server
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -61,9 +68,9 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def warm_up(app: object) -> None:
+def warm_up(app: Any) -> None:
     """Load the networks of the first checkpoint."""
-    pipeline = app.state.visitors.checkpoints("")  # type: ignore[attr-defined]
+    pipeline = app.state.visitors.checkpoints("")
     for name in ("director", "tokenizer", "interpolator", "renderer"):
         getattr(pipeline, name)
 

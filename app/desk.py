@@ -20,6 +20,7 @@ from modules.outputs import write_file
 from modules.pipeline import Pipeline, Result
 from modules.pose.io import Plan, plan_to_dict
 from modules.pose.scene import Scene
+from modules.pose.video import read_frames
 from modules.session import Session, Settings
 
 _KEEP_MADE = 12  # motions and videos kept for undo and redo; older ones are made again
@@ -41,7 +42,7 @@ class Made:
 
     dense: Scene
     video: bytes | None = None  # mp4
-    frames: np.ndarray | None = None  # (F, H, W, 3) uint8
+    frames: np.ndarray | None = None  # (F, H, W, 3) uint8; of the latest video alone
     fps: float = 0.0
 
 
@@ -223,10 +224,13 @@ class Side:
         if name == "video.mp4" and made is not None and made.video is not None:
             return made.video
         needs_frames = name not in ("plan.json", "poses.json", "poses.npy", "poses.mp4")
-        if (made is None and name != "plan.json") or (needs_frames and (made is None or made.frames is None)):
+        if (made is None and name != "plan.json") or (needs_frames and (made is None or made.video is None)):
             raise UserError(f"{name} is not made yet; wait for it, or press Render")
+        frames = made.frames if made is not None else None
+        if needs_frames and made is not None and made.video is not None and frames is None:
+            frames = read_frames(made.video)
         # A plan alone has neither motion nor frames; write_file does not look at them then.
-        result = Result(plan, *((made.dense, made.frames, made.fps) if made else (None, None, 0.0)))  # type: ignore[arg-type]
+        result = Result(plan, made and made.dense, frames, made.fps if made else 0.0)  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
             write_file(path, result)
@@ -252,9 +256,12 @@ class Side:
         self.changed()
 
     def _start(self, title: str, run: Callable[[Job], None], before: Callable[[], None] | None = None) -> None:
-        """Queue a job in the place of the one at work; `before` changes the session, once there is room for the job."""
+        """Queue a job in the place of the one at work; `before` changes the session, once there is room for the job.
+
+        So a side never has more than one job.
+        """
         with self.lock:
-            job = Job(self, title, run, self.changed)
+            job = Job(title, run, self.changed)
             self.queue.submit(job, replaces=self.job, before=before)
             self.job = job
             self.changed()
@@ -288,6 +295,8 @@ class Side:
             settings=settings,
             on_step=lambda done, total: job.report("video", done, total),
         )
+        for other in list(self.made.values()):
+            other.frames = None
         made.frames, made.fps = frames, pipeline.video_fps(made.dense)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "video.mp4"

@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from modules.errors import UserError
 
@@ -25,13 +24,13 @@ class Job:
     """Something to compute for one side of one visitor's desk.
 
     Args:
-        owner: who waits for it.
+        title: what it does first.
         run: called with this job on the worker's thread.
         changed: called whenever there is something new to show.
     """
 
-    def __init__(self, owner: Any, title: str, run: Callable[[Job], None], changed: Callable[[], None]) -> None:
-        self.owner, self.title, self._run, self._changed = owner, title, run, changed
+    def __init__(self, title: str, run: Callable[[Job], None], changed: Callable[[], None]) -> None:
+        self.title, self._run, self._changed = title, run, changed
         self.state = "waiting"  # waiting | running | done | failed | cancelled
         self.stage, self.done, self.total = title, 0, 0
         self.error = ""
@@ -82,11 +81,11 @@ class JobQueue:
     """First come, first served; one job at a time, because each uses all cores.
 
     Args:
-        max_waiting: jobs that wait; `max_each` of them of one owner.
+        max_waiting: jobs that may wait.
     """
 
-    def __init__(self, *, max_waiting: int, max_each: int) -> None:
-        self.max_waiting, self.max_each = max_waiting, max_each
+    def __init__(self, *, max_waiting: int) -> None:
+        self.max_waiting = max_waiting
         self._waiting: list[Job] = []
         self._ready = threading.Condition()
         self._closed = False
@@ -103,12 +102,10 @@ class JobQueue:
             before: called when there is room; where it raises, nothing has happened.
 
         Raises:
-            Busy: the queue, or the owner's share of it, is full.
+            Busy: the queue is full.
         """
         with self._ready:
             waiting = [other for other in self._waiting if other is not replaces and not other._cancelled.is_set()]
-            if sum(other.owner is job.owner for other in waiting) >= self.max_each:
-                raise Busy(f"{self.max_each} of your scenes are waiting already; cancel one or let them finish")
             if len(waiting) >= self.max_waiting:
                 raise Busy(f"{len(waiting)} scenes are waiting, as many as the queue holds; try again in a minute")
             if before is not None:

@@ -48,6 +48,7 @@ def make_app(config: AppConfig) -> FastAPI:
     visitors = Visitors(config)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.state.visitors = visitors
+    app.state.stopping = lambda: False  # whether the server ends, and nobody should wait for news any more
     _guard(app, config)
     desk = _finder(visitors)
     _page_routes(app, visitors)
@@ -129,7 +130,7 @@ def _desk_routes(app: FastAPI, visitors: Visitors, find: Callable[..., Side]) ->
     async def state(desk: Annotated[Side, Depends(find)], since: int = 0) -> dict[str, Any]:
         """The state, as soon as it is newer than `since`, or after some seconds as it is."""
         until = time.monotonic() + _POLL_SECONDS
-        while desk.revision == since and time.monotonic() < until:
+        while desk.revision == since and time.monotonic() < until and not app.state.stopping():
             await asyncio.sleep(_TICK)
         return await run_in_threadpool(desk.state)
 

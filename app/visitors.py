@@ -56,7 +56,7 @@ class Visitors:
         self.config, self.limits = config, config.desk
         self.folder = Path(config.desk.folder)
         self.checkpoints = Checkpoints(config)
-        self.queue = JobQueue(max_waiting=self.limits.max_waiting, max_each=self.limits.max_waiting_each)
+        self.queue = JobQueue(max_waiting=self.limits.max_waiting)
         self._desks: OrderedDict[str, dict[str, Side]] = OrderedDict()
         self._lock = threading.Lock()
 

@@ -18,8 +18,7 @@ class DeskConfig:
     folder: str = "outputs/desk"  # sessions are kept here, and nothing is written elsewhere
     compare: list[str] = field(default_factory=list)  # further runs to choose from: runs/<stage>/<name>/export
     max_upload_mb: float = 8.0
-    max_waiting: int = 8  # scenes that wait; more are refused
-    max_waiting_each: int = 2  # of one visitor
+    max_waiting: int = 8  # scenes that wait, one a side of a desk; more are refused
     max_visitors: int = 32  # kept in memory; the others are read from the folder when they come back
     max_people: int = 6  # of an uploaded plan
     max_seconds: float = 20.0
@@ -28,7 +27,7 @@ class DeskConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 65536:
             raise UserError(f"port is {self.port}; allowed are 0 (a free one) to 65535")
-        for name in ("max_upload_mb", "max_waiting", "max_waiting_each", "max_visitors", "max_people", "max_side"):
+        for name in ("max_upload_mb", "max_waiting", "max_visitors", "max_people", "max_side"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be above 0")
 

@@ -2,8 +2,8 @@
 
   python scripts/bench_app.py [CONFIG.yaml] [key=value ...]
 
-The first scene counts as cold (networks are read for it), the others as warm. Times are those of the page: from the
-click until the picture is in the document. An edit is timed as well: from the drop of a joint until new motion is there.
+The first scene is cold (the networks are read for it), the second warm. Times are those of the page: from the click
+until the picture is in the document. A moved joint is timed as well, until new motion is there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from app.__main__ import bind
+from app.__main__ import bind, make_server
 from configs.app_schema import AppConfig
 from configs.cli import run_script, split_arguments
 from configs.loader import load_typed
@@ -77,7 +77,6 @@ def measure_edit(page: Any) -> dict[str, float]:
 
 
 def main(arguments: list[str]) -> None:
-    import uvicorn
     from playwright.sync_api import sync_playwright
 
     from app.server import make_app
@@ -88,14 +87,14 @@ def main(arguments: list[str]) -> None:
     if chromium is None:
         raise UserError("there is no chromium on this machine: apt-get install chromium")
     app, sock = make_app(config), bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    server = make_server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     table = Table("seconds after the click", [Column(name, "px") for name in _SHOWN])
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=_FLAGS)
         page: Any = None
-        for seed, name in enumerate(("cold", "warm", "warm again")):
+        for seed, name in enumerate(("cold", "warm")):
             page = browser.new_context().new_page()
             page.set_default_timeout(300_000)
             for _ in range(50):  # until the server listens

@@ -25,9 +25,7 @@ FLAGS = [
 def desk(tiny_chain: Path) -> Iterator[Any]:
     """The running application; `desk.address` is its URL."""
     pytest.importorskip("fastapi", reason="fastapi is not installed: pip install -e '.[browser]'")
-    import uvicorn
-
-    from app.__main__ import bind
+    from app.__main__ import bind, make_server
     from app.server import make_app
     from configs.app_schema import AppConfig
     from configs.loader import load_typed
@@ -38,7 +36,7 @@ def desk(tiny_chain: Path) -> Iterator[Any]:
     config = load_typed(AppConfig, [str(ROOT / "configs/app/smoke.yaml")], ["name=tiny", "desk.compare=[tiny]"])
     app = make_app(config)
     sock = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    server = make_server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     while not server.started:

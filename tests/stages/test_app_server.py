@@ -27,7 +27,7 @@ from tests.tiny import ROOT
 
 PROMPT = "A man in a red shirt walks to the left for 2 seconds."
 SETTINGS = {"prompt": PROMPT, "seconds": 1, "people": 1, "seed": 3}
-LIMITS = ["desk.max_upload_mb=0.5", "desk.max_waiting=3", "desk.max_waiting_each=1", "desk.folder=desk"]
+LIMITS = ["desk.max_upload_mb=0.5", "desk.max_waiting=3", "desk.folder=desk"]
 
 
 @pytest.fixture
@@ -231,25 +231,22 @@ def test_cancel_stops_between_steps(app: Any, client: TestClient) -> None:
 
 
 def test_the_queue_has_a_limit(app: Any) -> None:
-    queue = JobQueue(max_waiting=3, max_each=1)
+    queue = JobQueue(max_waiting=3)
     hold = threading.Event()
-    busy = Job(object(), "busy", lambda _: (hold.wait(), None)[1], lambda: None)
+    busy = Job("busy", lambda _: (hold.wait(), None)[1], lambda: None)
     queue.submit(busy)
     while busy.state == "waiting":
         time.sleep(0.01)
-    owners = [object(), object(), object()]
-    jobs = [Job(owner, "job", lambda _: None, lambda: None) for owner in owners]
+    jobs = [Job("job", lambda _: None, lambda: None) for _ in range(3)]
     for job in jobs:
         queue.submit(job)
     assert [queue.position(job) for job in jobs] == [0, 1, 2]
     with pytest.raises(Busy, match="3 scenes are waiting"):
-        queue.submit(Job(object(), "job", lambda _: None, lambda: None))
-    with pytest.raises(Busy, match="1 of your scenes"):
-        queue.submit(Job(owners[0], "job", lambda _: None, lambda: None))
-    jobs[1].cancel()
+        queue.submit(Job("job", lambda _: None, lambda: None))
+    queue.submit(again := Job("job", lambda _: None, lambda: None), replaces=jobs[1])
     hold.set()
-    assert jobs[2].finished.wait(5)
-    assert [job.state for job in jobs] == ["done", "cancelled", "done"]
+    assert again.finished.wait(5)
+    assert [job.state for job in (*jobs, again)] == ["done", "cancelled", "done", "done"]
     queue.close()
 
 
