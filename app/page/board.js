@@ -20,7 +20,9 @@ export class Board {
     this.video.className = "picture";
     this.video.setAttribute("aria-label", "Rendered video");
     this.empty = Object.assign(document.createElement("div"), { className: "picture empty", textContent: "no video yet" });
-    this.facts_line = Object.assign(document.createElement("p"), { className: "facts" });
+    this.facts_line = Object.assign(document.createElement("p"), {
+      className: "facts", textContent: "Write a prompt, open a file, or start from an example.",
+    });
     this.node = document.createElement("article");
     this.node.className = "card board";
     this.node.setAttribute("aria-label", `Side ${side.toUpperCase()}`);
@@ -37,7 +39,8 @@ export class Board {
     this.video.hidden = true;
     this.node.append(this.facts_line, this.views);
     this.node.addEventListener("focusin", () => onFocus(side));
-    this.node.addEventListener("pointerdown", () => onFocus(side));
+    // Before the stage sees it: a hand on this side means this side.
+    this.node.addEventListener("pointerdown", () => onFocus(side), true);
   }
 
   get plan() {
@@ -124,6 +127,7 @@ export class Board {
 
   draw(time) {
     const { plan, state } = this;
+    this.views.hidden = !plan;
     if (!plan) return;
     this.stage.show(plan, !state.preview);
     const title = `${plan.prompt}  ·  seed ${plan.seed}`;

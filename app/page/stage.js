@@ -26,9 +26,12 @@ export class Stage {
   }
 
   draw(plan) {
-    const { person: chosen, joint, key } = this.choice;
+    const { person: chosen, joint } = this.choice;
     this.node.replaceChildren();
     if (!plan) return;
+    // A plan that is being written shows its newest key pose; the other side's may be shorter.
+    const last = plan.persons[0].keys.length - 1;
+    const key = this.editable ? Math.min(this.choice.key, last) : last;
     const size = unit(plan);
     this.node.setAttribute("viewBox", `0 0 ${plan.width} ${plan.height}`);
     this.node.style.setProperty("--shape", `${plan.width} / ${plan.height}`);
@@ -54,7 +57,7 @@ export class Stage {
   }
 
   words(plan) {
-    const { person, joint, key } = this.choice;
+    const { person, joint, key } = this.choice; // another side's choice may not exist here
     const point = plan.persons[person]?.keys[key]?.joints[joint];
     if (!point) return "Key pose";
     const where = point[2] ? `at ${point[0].toFixed(1)}, ${point[1].toFixed(1)}` : "not visible";
