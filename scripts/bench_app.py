@@ -42,10 +42,11 @@ def measure(page: Any, seed: int) -> dict[str, float]:
     page.wait_for_selector("body[data-ready]")
     page.fill("#prompt", PROMPT)
     page.fill("#seed", str(seed))
+    shown = ", ".join(f'"{name}": () => {test}' for name, test in _SHOWN.items())
     return page.evaluate(
         """async () => {
           const started = performance.now(), times = {};
-          const shown = {%s};
+          const shown = {SHOWN};
           document.getElementById("generate").click();
           while (Object.keys(times).length < Object.keys(shown).length) {
             await new Promise(requestAnimationFrame);
@@ -54,8 +55,7 @@ def measure(page: Any, seed: int) -> dict[str, float]:
             }
           }
           return times;
-        }"""
-        % ", ".join(f'"{name}": () => {test}' for name, test in _SHOWN.items())
+        }""".replace("SHOWN", shown)
     )
 
 
