@@ -21,9 +21,11 @@ STAMP := $(VENV)/.installed
 # An environment of your own: make train-vqvae PY=python (then nothing is installed).
 ifdef PY
 READY :=
+BROWSER :=
 else
 PY := $(VENV)/bin/python
 READY := $(STAMP)
+BROWSER := $(VENV)/.browser
 endif
 
 STAGES := vqvae llm interp base controlnet evaluator
@@ -56,8 +58,8 @@ PROMPT_KEY = $(if $(PROMPT),prompt="$$PROMPT")
 # The demo makes its own data unless the user names some.
 DEMO_DATA := $(if $(filter-out file,$(origin DATA)),data=$(DATA))
 
-.PHONY: help setup demo test test-slurm lint sample-data train $(STAGES:%=train-%) eval status cancel generate tensorboard \
-	bench clean
+.PHONY: help setup demo app test test-app test-slurm lint sample-data train $(STAGES:%=train-%) eval status cancel generate \
+	tensorboard bench bench-app clean
 
 help: ## this list
 	@echo "Variables: SIZE=$(SIZE) NAME=$(NAME) DATA=$(DATA) SPLIT=$(SPLIT) CLUSTER=$(CLUSTER) EXPORT= PROMPT= ARGS="
@@ -72,14 +74,24 @@ $(STAMP): pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(VENV)/.browser: $(STAMP)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	@touch $@
+
 demo: $(READY) ## sample data, training of all stages, scores, a video from a prompt
 	@$(PY) demo.py size=$(SIZE) name=$(NAME) $(DEMO_DATA) $(PROMPT_KEY) $(ARGS)
+
+app: $(READY) ## the director's desk in a browser: prompt, look, change, render
+	@$(PY) -m app configs/app/$(SIZE).yaml name=$(NAME) $(ARGS)
 
 test: $(READY) ## unit tests
 	@$(PY) -m pytest -n $(JOBS) $(ARGS)
 
 test-slurm: $(READY) ## SLURM tests on a throw-away cluster of two emulated nodes (root and apt; minutes)
 	@$(PY) -m pytest -p no:xdist tests/slurm -m slurm -v --timeout=900 -rs $(ARGS)
+
+test-app: $(READY) $(BROWSER) ## the page in headless Chromium (of the system)
+	@$(PY) -m pytest tests/app $(ARGS)
 
 lint: $(READY) ## ruff and the type checker
 	@$(PY) -m ruff check .
@@ -126,6 +138,9 @@ tensorboard: $(READY) ## curves and pictures of all runs
 
 bench: $(READY) ## seconds per step, throughput and memory of each stage at SIZE
 	@$(PY) scripts/bench.py size=$(SIZE) data=$(DATA) $(ARGS)
+
+bench-app: $(READY) $(BROWSER) ## seconds from a prompt to the first key pose, to motion, to video on the page
+	@$(PY) scripts/bench_app.py configs/app/$(SIZE).yaml name=$(NAME) $(ARGS)
 
 clean: ## remove caches and the runs that smoke and bench left (trained runs, data and .venv stay)
 	rm -rf runs/*/smoke runs/*/bench .pytest_cache .ruff_cache build *.egg-info

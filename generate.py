@@ -3,9 +3,13 @@
   python generate.py prompt="A man in a red shirt waves his right hand for 4 seconds." seed=3 n=2
   python generate.py prompts=configs/chain/prompts.txt   one prompt a line; overview.png shows all of them
   python generate.py plan=outputs/a-man-waves-0/plan.json    renders an edited plan
+  python generate.py plan=.../plan.json edits=edits.json     changes a plan first; modules/editing.py lists the edits
+  python generate.py poses=poses.npy prompt="A man waves."   a plan from OpenPose JSON or .npy (people, frames, 18, 3)
+  python generate.py session=session.json                    what the page of `make app` saved
 
 Settings, all as key=value:
-  prompt, prompts, plan      what to make; one of the three
+  prompt, prompts, plan      what to make; one of the three, or poses= with a prompt, or session=
+  edits=                     edits of every plan before its motion is made
   seed=0 n=1                 n scenes a prompt, with the seeds seed, seed + 1, ...
   people=  seconds=          force the number of people, the duration
   out=outputs                folder of the folders <slug>-<seed>/
@@ -24,16 +28,18 @@ from tqdm import tqdm
 from configs.chain_schema import GenerateConfig
 from configs.cli import run_script, split_arguments
 from configs.loader import load_typed
+from modules.editing import DIRECTED, apply_edits, read_edits
 from modules.errors import UserError
 from modules.files import atomic_path
-from modules.outputs import overview, slug, write_result
+from modules.outputs import FILES, overview, slug, write_result
 from modules.pipeline import DENSE_STAGES, PLAN_STAGES, RENDER_STAGES, Pipeline
+from modules.pose.importing import read_poses
 from modules.pose.io import Plan, read_plan
+from modules.session import read_session
 from modules.text import check_prompt
 
-FILES = "plan.json, poses.json, poses.npy, poses.mp4, video.mp4, sheet.png"
 # Their values are text as it stands: a prompt may hold whatever YAML would read as something else.
-_TEXT_KEYS = ("prompt", "prompts", "plan", "out")
+_TEXT_KEYS = ("prompt", "prompts", "plan", "poses", "session", "edits", "out")
 
 
 def generate(cfg: GenerateConfig) -> list[Path]:
@@ -45,13 +51,15 @@ def generate(cfg: GenerateConfig) -> list[Path]:
     Raises:
         UserError: nothing or too much to make, a bad prompt or plan, a missing export.
     """
-    if sum(bool(given) for given in (cfg.prompt, cfg.prompts, cfg.plan)) > 1:
-        raise UserError("give only one of prompt=, prompts= and plan=")
-    edited = read_plan(cfg.plan) if cfg.plan else None
-    prompts = [] if edited is not None else read_prompts(cfg)
-    stages = (*(() if edited else PLAN_STAGES), *DENSE_STAGES, *RENDER_STAGES)
+    edits = read_edits(cfg.edits) if cfg.edits else []
+    given = given_plan(cfg)
+    prompts = [] if given is not None else read_prompts(cfg)
+    directed = given is None or any(edit["op"] in DIRECTED for edit in edits)
+    stages = (*(PLAN_STAGES if directed else ()), *DENSE_STAGES, *RENDER_STAGES)
     pipeline = Pipeline.from_exports(cfg.pipeline, stages=stages)
-    plans = [edited] if edited is not None else make_plans(cfg, pipeline, prompts)
+    plans = [given] if given is not None else make_plans(cfg, pipeline, prompts)
+    plans = [apply_edits(plan, edits, pipeline, cfg.edits) for plan in plans]
+    edited = bool(edits) or bool(cfg.plan)
     folders = []
     with tqdm(plans, unit="scene", disable=None) as bar:
         for plan in bar:
@@ -67,6 +75,28 @@ def generate(cfg: GenerateConfig) -> list[Path]:
             Image.fromarray(overview([folder / "sheet.png" for folder in folders])).save(path)
         print(picture)
     return folders
+
+
+def given_plan(cfg: GenerateConfig) -> Plan | None:
+    """The plan of a file, where one is named.
+
+    Raises:
+        UserError: several sources, or a file that cannot be read.
+    """
+    if sum(bool(given) for given in (cfg.plan, cfg.poses, cfg.session)) > 1:
+        raise UserError("give only one of plan=, poses= and session=")
+    # Poses have no caption of their own: a prompt goes with them.
+    if sum(bool(given) for given in (cfg.prompt and not cfg.poses, cfg.prompts, cfg.plan, cfg.poses, cfg.session)) > 1:
+        raise UserError("give only one of prompt=, prompts= and plan= (or session=; poses= takes a prompt= beside it)")
+    if cfg.poses:
+        check_prompt(cfg.prompt)
+        size = (cfg.pipeline.width, cfg.pipeline.height)
+        return read_poses(cfg.poses, size=size, prompt=cfg.prompt.strip(), seed=cfg.seed)
+    if cfg.session:
+        version = read_session(cfg.session).current
+        assert version is not None
+        return version.plan
+    return read_plan(cfg.plan) if cfg.plan else None
 
 
 def read_prompts(cfg: GenerateConfig) -> list[str]:
@@ -114,7 +144,7 @@ def main(arguments: list[str]) -> None:
     for key, value in texts.items():
         setattr(cfg, key, value)
     folders = generate(cfg)
-    print(f"{len(folders)} scene{'s' if len(folders) > 1 else ''}: {FILES}")
+    print(f"{len(folders)} scene{'s' if len(folders) > 1 else ''}: {', '.join(FILES)}")
 
 
 if __name__ == "__main__":

@@ -23,11 +23,14 @@ class ChainConfig:
 
 @dataclass
 class GenerateConfig(ChainConfig):
-    """What to generate: one of `prompt`, `prompts` and `plan`."""
+    """What to generate: one of `prompt`, `prompts`, `plan`, `poses` (with a prompt) and `session`."""
 
     prompt: str = ""
     prompts: str = ""  # text file, one prompt a line
     plan: str = ""  # plan.json to render
+    poses: str = ""  # OpenPose JSON or .npy to render
+    session: str = ""  # session file of the page
+    edits: str = ""  # edits.json, applied to every plan
     n: int = 1  # scenes a prompt, with the seeds seed, seed + 1, ...
     out: str = "outputs"
     scale: int = 0  # pixels of the video file per rendered pixel; 0: as many as make the shorter side 256 or more

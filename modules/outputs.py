@@ -23,6 +23,7 @@ from modules.pose.letterbox import Letterbox
 from modules.pose.scene import Scene
 from modules.pose.video import write_video
 
+FILES = ("plan.json", "poses.json", "poses.npy", "poses.mp4", "video.mp4", "video.gif", "sheet.png")
 SHORTER_SIDE = 256  # px, at least, of the videos that people watch
 _PANEL = 160  # px, height of a picture on the sheet
 _PANELS = 10
@@ -39,9 +40,7 @@ def slug(prompt: str) -> str:
 
 
 def write_result(folder: Path, result: Result, scale: int = 0) -> None:
-    """Write `plan.json`, `poses.json`, `poses.npy`, `poses.mp4`, `video.mp4` and `sheet.png`.
-
-    A folder of that name is replaced.
+    """Write all FILES. A folder of that name is replaced.
 
     Args:
         scale: pixels of `video.mp4` per rendered pixel; 0: as many as make its shorter side 256 px or more.
@@ -51,19 +50,48 @@ def write_result(folder: Path, result: Result, scale: int = 0) -> None:
     stale = folder.with_name(f"{fresh.name}.old")
     fresh.mkdir()
     try:
-        write_plan(fresh / "plan.json", result.plan)
-        write_openpose(fresh / "poses.json", result.dense)
-        np.save(fresh / "poses.npy", pose_array(result.dense), allow_pickle=False)
-        size = _enlarged(result.dense.height, result.dense.width)
-        write_video(fresh / "poses.mp4", poses_video(result.dense, size), result.dense.fps)
-        write_video(fresh / "video.mp4", enlarge(result.frames, scale), result.fps)
-        Image.fromarray(sheet(result)).save(fresh / "sheet.png")
+        for name in FILES:
+            write_file(fresh / name, result, scale)
         if folder.exists():
             os.replace(folder, stale)
         os.replace(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(stale, ignore_errors=True)
+
+
+def write_file(path: Path, result: Result, scale: int = 0) -> None:
+    """Write the one of FILES that `path` is named after. `plan.json` needs the plan alone; poses need no frames."""
+    name = path.name
+    if name == "plan.json":
+        write_plan(path, result.plan)
+    elif name == "poses.json":
+        write_openpose(path, result.dense)
+    elif name == "poses.npy":
+        np.save(path, pose_array(result.dense), allow_pickle=False)
+    elif name == "poses.mp4":
+        size = _enlarged(result.dense.height, result.dense.width)
+        write_video(path, poses_video(result.dense, size), result.dense.fps)
+    elif name == "video.mp4":
+        write_video(path, enlarge(result.frames, scale), result.fps)
+    elif name == "video.gif":
+        write_gif(path, enlarge(result.frames, scale), result.fps)
+    elif name == "sheet.png":
+        Image.fromarray(sheet(result)).save(path)
+    else:
+        raise ValueError(f"{name} is none of {', '.join(FILES)}")
+
+
+def write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
+    """An animated GIF that repeats; frames (F, H, W, 3) uint8. Its clock has steps of 10 ms."""
+    # One palette for all frames: colours of their own for each would flicker.
+    step = max(1, len(frames) // 8)
+    sample = np.concatenate(list(frames[::step]), axis=1)
+    palette = Image.fromarray(sample).quantize(256)
+    pictures = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    pictures[0].save(
+        path, format="GIF", save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, disposal=1
+    )
 
 
 def pose_array(scene: Scene) -> np.ndarray:

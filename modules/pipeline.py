@@ -25,12 +25,16 @@ from modules.text import check_prompt
 if TYPE_CHECKING:
     from modules.controlnet.network import PoseRenderer
     from modules.evaluator.network import Evaluator
+    from modules.llm.decoding import SamplingConfig
     from modules.llm.director import Director
+    from modules.llm.tokens import ScenePlan
 
 # What each step of the chain reads.
 PLAN_STAGES = ("vqvae", "llm")
 DENSE_STAGES = ("interp",)
 RENDER_STAGES = ("controlnet",)
+
+Report = Callable[[int, int], None]  # how much is done, how much there is
 
 
 @dataclass
@@ -174,6 +178,7 @@ class Pipeline:
         num_people: int | None = None,
         num_keys: int | None = None,
         boxes: Sequence[np.ndarray | None] | None = None,
+        on_key: Callable[[Plan], None] | None = None,
     ) -> list[Plan]:
         """Boxes and key poses of each prompt.
 
@@ -181,45 +186,63 @@ class Pipeline:
             prompts, seeds: one seed a prompt.
             num_people, num_keys: forced for all prompts; None leaves it to the director.
             boxes: for each prompt (P, 4) px in the order of the left edges, or None.
+            on_key: for a single prompt: called with what there is of the plan after each key pose, so that it can be
+                shown; it may raise, to stop. The last key poses of a preview still change a little.
 
         Raises:
             UserError: an empty prompt, one that is too long, or a constraint that cannot be fulfilled.
         """
-        from modules.llm.decoding import Sampling, SamplingConfig
-        from modules.llm.scenes import scene_from_plan
-
         for prompt in prompts:
             check_prompt(prompt)
         width, height = self.config.width, self.config.height
         edges = None
         if boxes is not None:
             edges = [None if box is None else box_to_tokens(np.asarray(box), width, height) for box in boxes]
-        settings = dataclasses.asdict(self.config.director)
+        preview = None if on_key is None else lambda plan: on_key(self.plan_of(plan, seeds[0], width, height))
         plans = self.director.plan(
             list(prompts),
             seeds=list(seeds),
             num_people=num_people,
             num_keys=num_keys,
             boxes=edges,
-            sampling=SamplingConfig(**{kind: Sampling(**values) for kind, values in settings.items()}),
+            sampling=self.token_sampling,
+            on_key=preview,
         )
-        tokenizer, stride, fps = fingerprint(self.config.exports.vqvae), self.director.stride, self.director.fps
-        result = []
-        for plan, seed in zip(plans, seeds, strict=True):
-            scene = scene_from_plan(plan, self.tokenizer, width=width, height=height, fps=fps, stride=stride)
-            result.append(Plan(scene, seed, stride, plan.codes, tokenizer))
-        return result
+        return [self.plan_of(plan, seed, width, height) for plan, seed in zip(plans, seeds, strict=True)]
 
-    def dense(self, plan: Plan) -> Scene:
+    @property
+    def token_sampling(self) -> SamplingConfig:
+        """How the director draws its tokens."""
+        from modules.llm.decoding import Sampling, SamplingConfig
+
+        settings = dataclasses.asdict(self.config.director)
+        return SamplingConfig(**{kind: Sampling(**values) for kind, values in settings.items()})
+
+    @cached_property
+    def tokenizer_name(self) -> str:
+        """Fingerprint of the pose tokenizer."""
+        return fingerprint(self.config.exports.vqvae)
+
+    def plan_of(self, found: ScenePlan, seed: int, width: int, height: int) -> Plan:
+        """Key poses in px of what the director wrote."""
+        from modules.llm.scenes import scene_from_plan
+
+        stride, fps = self.director.stride, self.director.fps
+        scene = scene_from_plan(found, self.tokenizer, width=width, height=height, fps=fps, stride=stride)
+        return Plan(scene, seed, stride, found.codes, self.tokenizer_name)
+
+    def dense(self, plan: Plan, *, on_step: Report | None = None) -> Scene:
         """Dense poses of a plan, K * stride of them: the last key stands for as much time as the others.
 
-        Boxes stay those of the plan, the frame of reference of its key poses.
+        Boxes stay those of the plan, the frame of reference of its key poses. A person's motion depends on that
+        person's key poses, on the prompts, on the seed and on the person's id: not on who else is there.
+
+        Args:
+            on_step: called with (people done, people in all) after each; it may raise, to stop.
 
         Raises:
             UserError: nobody is in the plan, or its rate is not the interpolator's.
         """
-        from modules.interp.sampler import sample
-
         keys, count = plan.scene_keys, len(plan.scene_keys.persons)
         if not count or not keys.num_frames:
             raise UserError("the plan has nobody in it, or no key poses; give it at least one person with one key")
@@ -228,37 +251,57 @@ class Pipeline:
                 f"the plan is at {keys.fps:g} fps, the interpolator of {self.config.exports.interp} at "
                 f"{self.interpolator.fps:g}; set 'fps' of the plan to that, and 'stride' and the times to match"
             )
-        num_frames = keys.num_frames * plan.stride
-        visibility = keys.visibility
-        coords = normalise(keys.joints, keys.boxes, visibility)  # (P, K, J, 2)
+        persons = []
+        for person, number in zip(keys.persons, plan.ids, strict=True):
+            persons.append(self._dense_person(plan, person, number))
+            if on_step is not None:
+                on_step(len(persons), count)
+        return dataclasses.replace(keys, times=np.arange(keys.num_frames * plan.stride) / keys.fps, persons=persons)
+
+    def _dense_person(self, plan: Plan, person: Person, number: int) -> Person:
+        """Dense poses of one person. One at a time: in a batch the others' number would change the last bits."""
+        from modules.interp.sampler import sample
+
+        keys = plan.scene_keys
+        coords = normalise(person.joints, person.box, person.visibility).astype(np.float32)  # (K, J, 2)
         found = sample(
             self.interpolator,
-            torch.from_numpy(coords.astype(np.float32)).to(self.device),
-            torch.from_numpy(visibility).to(self.device),
-            torch.ones(count, keys.num_frames, dtype=torch.bool, device=self.device),
-            torch.from_numpy(keys.times).expand(count, -1).to(self.device),
-            num_frames,
-            [keys.prompt] * count,
+            torch.from_numpy(coords)[None].to(self.device),
+            torch.from_numpy(person.visibility)[None].to(self.device),
+            torch.ones(1, keys.num_frames, dtype=torch.bool, device=self.device),
+            torch.from_numpy(keys.times)[None].to(self.device),
+            keys.num_frames * plan.stride,
+            [[keys.prompt_at(time) for time in keys.times.tolist()]],
             sampling=self.config.interp,
-            generator=torch.Generator().manual_seed(plan.seed),
+            generator=torch.Generator().manual_seed((plan.seed + 1_000_003 * number) % 2**63),
         )
-        seen = found.visibility.cpu().numpy()
-        joints = denormalise(found.joints.cpu().numpy(), keys.boxes, seen).astype(np.float32)
-        persons = [Person(*parts) for parts in zip(joints, seen, keys.boxes, strict=True)]
-        return dataclasses.replace(keys, times=np.arange(num_frames) / keys.fps, persons=persons)
+        seen = found.visibility[0].cpu().numpy()
+        joints = denormalise(found.joints[0].cpu().numpy(), person.box, seen).astype(np.float32)
+        return Person(joints, seen, person.box)
 
     def render(
-        self, scenes: Sequence[Scene], seeds: Sequence[int], *, progress: Callable[[int], None] | None = None
+        self,
+        scenes: Sequence[Scene],
+        seeds: Sequence[int],
+        *,
+        settings: RenderConfig | None = None,
+        progress: Callable[[int], None] | None = None,
+        on_step: Report | None = None,
     ) -> list[np.ndarray]:
         """Videos of dense scenes, one by one: (F, H, W, 3) uint8 at `video_fps(scene)`, F = ceil(T / frame_stride).
 
         Args:
+            settings: instead of those of the configuration.
             progress: called with 1 after each video.
+            on_step: called with (steps done, steps in all) within each video; it may raise, to stop.
         """
+        settings = settings or self.config.render
         videos = []
         for scene, seed in zip(scenes, seeds, strict=True):
+            prompts = [scene.prompt_at(time) for time in scene.times[:: settings.frame_stride].tolist()]
+            told = prompts if scene.later else scene.prompt
             videos.append(
-                self.renderer.render([scene], [scene.prompt], [seed], **dataclasses.asdict(self.config.render))[0]
+                self.renderer.render([scene], [told], [seed], on_step=on_step, **dataclasses.asdict(settings))[0]
             )
             if progress is not None:
                 progress(1)

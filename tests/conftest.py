@@ -77,3 +77,11 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"DIRECTOR_SHARED names {path}, which is not a folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with data and an export of every stage under `runs/*/tiny`."""
+    from tests.tiny import build_chain
+
+    return build_chain(tmp_path_factory.mktemp("chain"))

@@ -6,7 +6,7 @@ Letters: B batch, F frames, C channels, L tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from modules.checkpoint import fingerprint, load_frozen, read_export
 from modules.controlnet.config import ControlNetworkConfig
 from modules.controlnet.controlnet import PoseControlNet
 from modules.controlnet.data import draw_hint, hint_tensor
-from modules.controlnet.sampler import Control, Guidance, sample
+from modules.controlnet.sampler import Caption, Control, Guidance, sample
 from modules.errors import UserError
 from modules.hardware import native_bfloat16
 from modules.pose.scene import Scene
@@ -69,7 +69,7 @@ class PoseRenderer(nn.Module):
     def render(
         self,
         scenes: Sequence[Scene],
-        prompts: Sequence[str],
+        prompts: Sequence[Caption],
         seeds: Sequence[int],
         *,
         frame_stride: int = 4,
@@ -79,14 +79,16 @@ class PoseRenderer(nn.Module):
         control_scale: float = 1.0,
         eta: float = 0.0,
         precision: str = "32",
+        on_step: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
         """Videos of whole scenes: rendered frame i shows dense pose i * `frame_stride`.
 
         Args:
             scenes: dense, all of the same number of frames.
-            prompts, seeds: one a scene.
+            prompts, seeds: one a scene; a prompt may also be a list, one for each rendered frame.
             control_scale: 0 renders the prompt without the poses.
             precision: "32", or "auto" for bfloat16 where the hardware computes in it.
+            on_step: called with (steps done, steps in all); it may raise, to stop.
 
         Returns:
             (B, F, H, W, 3) uint8 at fps / frame_stride frames per second, F = ceil(T / frame_stride).
@@ -101,7 +103,7 @@ class PoseRenderer(nn.Module):
         with torch.autocast(device_type, torch.bfloat16, enabled=half):
             return sample(
                 self.base, list(prompts), list(seeds), num_frames=len(chosen[0]), fps=fps, steps=steps,
-                guidance=Guidance(guidance_scale, guidance_rescale), control=control, eta=eta,
+                guidance=Guidance(guidance_scale, guidance_rescale), control=control, eta=eta, on_step=on_step,
             )  # fmt: skip
 
 

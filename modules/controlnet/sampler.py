@@ -5,7 +5,7 @@ Letters: B videos, F frames of the whole video, n frames of a window, C channels
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,10 @@ from torch import Tensor
 if TYPE_CHECKING:
     from modules.base.network import BaseNetwork
     from modules.controlnet.controlnet import PoseControlNet
+
+
+# What a video is told: one caption, or one for each of its frames.
+Caption = str | Sequence[str]
 
 
 @dataclass
@@ -63,7 +67,7 @@ def initial_noise(seeds: Sequence[int], channels: int, num_frames: int, size: tu
 @torch.no_grad()
 def sample_latents(
     base: BaseNetwork,
-    captions: Sequence[str],
+    captions: Sequence[Caption],
     seeds: Sequence[int],
     *,
     num_frames: int,
@@ -72,15 +76,17 @@ def sample_latents(
     guidance: Guidance | None = None,
     control: Control | None = None,
     eta: float = 0.0,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Clean latents (B, C, F, h, w). A video depends on its own caption, seed and poses, not on its batch.
 
     Args:
-        captions, seeds: one a video.
+        captions, seeds: one a video. Where a caption changes within a video, a window has that of its middle frame.
         num_frames: of the whole video; longer than the network's window is covered by several.
         fps: () or (B,) frames per second, 30 / frame_stride.
         steps: denoising steps.
         eta: 0 is deterministic; noise of later steps comes from the same seeds.
+        on_step: called with (steps done, steps in all) after each; it may raise, to stop.
     """
     guidance = guidance or Guidance()
     device = base.latent_scale.device
@@ -88,14 +94,14 @@ def sample_latents(
     generators_seed = [seed + 1_000_003 for seed in seeds]
     channels = base.config.vae.latent_channels
     latents = initial_noise(seeds, channels, num_frames, base.latent_size).to(device)
-    text = base.encode_text(captions)  # (B, L, D)
-    empty = base.encode_text([""]).expand_as(text) if guidance.scale != 1 else None
     rate = torch.as_tensor(fps, dtype=torch.float32, device=device).expand(batch)
     spans = windows(num_frames, base.config.num_frames)
+    texts = _window_texts(base, captions, spans)
+    empty = base.encode_text([""]).expand_as(texts[0]) if guidance.scale != 1 else None
     timesteps = schedule.timesteps(steps)
     for number, timestep in enumerate(timesteps):
         total, weight = torch.zeros_like(latents), torch.zeros(num_frames, 1, 1, device=device)
-        for span in spans:
+        for span, text in zip(spans, texts, strict=True):
             part = slice(span.start, span.stop)
             hint = control.hint[:, part] if control is not None else None
             predicted = _predict(base, latents[:, :, part], timestep, text, empty, rate, guidance, control, hint)
@@ -108,7 +114,22 @@ def sample_latents(
             step_seeds = [seed + 7919 * number for seed in generators_seed]
             noise = initial_noise(step_seeds, channels, num_frames, base.latent_size).to(device)
         latents = schedule.step(total / weight, latents, timestep, after, eta, noise)
+        if on_step is not None:
+            on_step(number + 1, len(timesteps))
     return latents
+
+
+def _window_texts(base: BaseNetwork, captions: Sequence[Caption], spans: Sequence[range]) -> list[Tensor]:
+    """Text states (B, L, D) of each window."""
+    made: dict[tuple[str, ...], Tensor] = {}
+    texts = []
+    for span in spans:
+        middle = span[len(span) // 2]
+        told = tuple(caption if isinstance(caption, str) else caption[middle] for caption in captions)
+        if told not in made:
+            made[told] = base.encode_text(told)
+        texts.append(made[told])
+    return texts
 
 
 def _predict(
@@ -151,7 +172,7 @@ def to_pixels(frames: Tensor) -> np.ndarray:
 
 def sample(
     base: BaseNetwork,
-    captions: Sequence[str],
+    captions: Sequence[Caption],
     seeds: Sequence[int],
     *,
     num_frames: int,
@@ -160,9 +181,11 @@ def sample(
     guidance: Guidance | None = None,
     control: Control | None = None,
     eta: float = 0.0,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Videos (B, F, H, W, 3) uint8; the arguments are those of `sample_latents`."""
     latents = sample_latents(
-        base, captions, seeds, num_frames=num_frames, fps=fps, steps=steps, guidance=guidance, control=control, eta=eta
-    )
+        base, captions, seeds, num_frames=num_frames, fps=fps, steps=steps, guidance=guidance, control=control, eta=eta,
+        on_step=on_step,
+    )  # fmt: skip
     return to_pixels(base.decode_latents(latents))

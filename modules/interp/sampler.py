@@ -49,7 +49,7 @@ def sample(
     key_mask: Tensor,
     key_times: Tensor,
     num_frames: int,
-    captions: Sequence[str] | None = None,
+    captions: Sequence[str] | Sequence[Sequence[str]] | None = None,
     *,
     sampling: SamplingConfig | None = None,
     generator: torch.Generator | None = None,
@@ -64,7 +64,7 @@ def sample(
         keys: (B, K, J, 2) box coordinates; key_visibility: (B, K, J) bool.
         key_mask: (B, K) bool, real keys first; key_times: (B, K) seconds, ascending over the real keys.
         num_frames: T; frame i is at i / network.fps. Frames more than a segment beyond the last key hold its pose.
-        captions: one for each clip, or None to leave the text out.
+        captions: one for each clip, or one for each key of each clip, or None to leave the text out.
         sampling: solver, evaluations, guidance, temperature, fidelity to the keys.
         generator: on the CPU, so that a seed means the same on every device.
         max_windows: windows denoised at a time (a bound on memory).
@@ -74,14 +74,13 @@ def sample(
     windows = cut_windows(keys, key_visibility, key_mask, key_times, num_frames, network.fps)
     shape = (clips, num_frames, NUM_JOINTS, 2)
     noise = sampling.temperature * draw_noise(shape, key_times, key_mask, network.fps, generator)
-    text = network.embed_text(captions) if captions is not None else noise.new_zeros(clips, network.text.pooled_width)
-    noise, text = noise.to(device), text.to(device)
+    noise, text = noise.to(device), _window_text(network, captions, windows, key_mask).to(device)
     joints, logits = [], []
     for index in torch.arange(len(windows.clip), device=device).split(max_windows):
         part = windows.select(index)
         base = network.base(part)
         residual, visible = _denoise(
-            network, part, base, gather_frames(part, noise), text[part.clip], captions is not None, sampling
+            network, part, base, gather_frames(part, noise), text[index], captions is not None, sampling
         )
         joints.append(base.decode(residual))
         logits.append(visible)
@@ -90,6 +89,23 @@ def sample(
     if sampling.keep_keys > 0:
         dense = pull_to_keys(dense, windows, sampling.keep_keys, network.fps)
     return DensePoses(joints=dense, visibility=visible > 0, visibility_logits=visible)
+
+
+def _window_text(
+    network: InterpNetwork,
+    captions: Sequence[str] | Sequence[Sequence[str]] | None,
+    windows: Windows,
+    key_mask: Tensor,
+) -> Tensor:
+    """Pooled text (N, E) of each window: of its clip's caption, or of that of its centre key."""
+    if captions is None:
+        return windows.times.new_zeros(len(windows.clip), network.text.pooled_width)
+    if isinstance(captions[0], str):
+        return network.embed_text([str(caption) for caption in captions])[windows.clip]
+    # One call a caption: what a window is told does not depend, to the bit, on the captions of the others.
+    rows = [list(row) for row in captions]
+    embedded = {caption: network.embed_text([caption]) for row in rows for caption in row}
+    return torch.cat([embedded[rows[clip][key]] for clip, key in key_mask.nonzero().tolist()])
 
 
 def _denoise(

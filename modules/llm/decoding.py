@@ -9,7 +9,7 @@ Letters: B samples, L tokens, M cache length, H heads, G query heads per key hea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from modules.errors import UserError
 from modules.llm.tokens import SceneVocabulary, check_boxes, scene_length
 from modules.pose.boxes import BOX_BINS
 
-FREE = -1  # a box edge that the model chooses
+FREE = -1  # a box edge, or a pose code, that the model chooses
 
 
 @dataclass(frozen=True)
@@ -308,8 +308,12 @@ def decode(
     vocabulary: SceneVocabulary,
     max_people: int,
     sampling: SamplingConfig | None = None,
+    on_step: Callable[[list[GrammarState]], None] | None = None,
 ) -> list[list[int]]:
     """Decode one batch of requests.
+
+    Args:
+        on_step: called with the state of every sample after each step; it may raise, to stop.
 
     Returns:
         The ids after <scene> of each, from the duration to <end>: always a scene of the grammar.
@@ -348,6 +352,8 @@ def decode(
                             strict=True):  # fmt: skip
             states[i].advance(token)
             pending[i] = [token]
+        if on_step is not None:
+            on_step(states)
     return [state.ids for state in states]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from modules.checkpoint import load_frozen, read_export
 from modules.errors import UserError
-from modules.llm.decoding import Request, SamplingConfig, decode
+from modules.llm.decoding import FREE, GrammarState, Request, SamplingConfig, decode
 from modules.llm.tokenizer import load_tokenizer
 from modules.llm.tokens import CodeShape, SceneGrammar, ScenePlan, add_scene_tokens
 
@@ -68,16 +68,19 @@ class Director:
         seeds: int | Sequence[int] = 0,
         sampling: SamplingConfig | None = None,
         batch_size: int = 32,
+        on_key: Callable[[ScenePlan], None] | None = None,
     ) -> list[ScenePlan]:
         """One scene for each prompt.
 
         Args:
             num_people, num_keys: for all prompts, or for each; None leaves it to the model.
             boxes: for each prompt (P, 4) edges 0..255, ordered by the left edge, -1 for a free edge; or None.
-            keys: for each prompt a plan to go on from: its boxes and its key poses stand, what follows is new. The
-                new scene has `num_keys` key poses in all, or as many as a scene can have.
+            keys: for each prompt a plan to go on from: its boxes and its key poses stand, except edges and codes that
+                are -1, and what follows is new. The new scene has `num_keys` key poses in all, or as many as a scene
+                can have.
             seeds: first seed (prompt i has seeds + i), or one for each. A seed gives the same scene whatever else is
                 in the batch.
+            on_key: for a single prompt: called with the plan so far after each key pose; it may raise, to stop.
 
         Raises:
             UserError: an empty prompt, one too long for the context, or a constraint that cannot be fulfilled.
@@ -107,6 +110,7 @@ class Director:
                 vocabulary=self.grammar.vocabulary,
                 max_people=self.grammar.max_people,
                 sampling=sampling,
+                on_step=_Watch(prompts[0], self.grammar, on_key) if on_key is not None and count == 1 else None,
             )
             for i, scene in zip(chosen, scenes, strict=True):
                 plan = self.grammar.parse(requests[i].prompt_ids + scene)
@@ -115,15 +119,50 @@ class Director:
 
     def _continue(self, request: Request, start: ScenePlan) -> None:
         """Force the boxes and the key poses of a plan."""
-        max_keys = self.grammar.vocabulary.codes.max_keys
+        vocabulary = self.grammar.vocabulary
+        shape, codes = vocabulary.codes, np.asarray(start.codes, np.int64)
         if request.num_keys is None:
-            request.num_keys = max_keys
+            request.num_keys = shape.max_keys
         if request.num_keys < start.num_keys:
             raise UserError(f"num_keys is {request.num_keys}, but there are {start.num_keys} key poses to go on from")
-        ids = self.grammar.scene_ids(start.boxes, start.codes)
+        if codes.shape[2] != shape.num_quantizers or codes.min() < FREE or codes.max() >= shape.codebook_size:
+            raise UserError(
+                f"codes of {codes.shape[2]} depths from {codes.min()} to {codes.max()}; wanted are "
+                f"{shape.num_quantizers} depths from 0 to {shape.codebook_size - 1}, or {FREE} for a free one"
+            )
         request.num_people, request.boxes = start.num_people, start.boxes
-        # Place 0 is the duration and the last id is <end>: both are the new scene's own.
-        request.forced.update({place: token for place, token in enumerate(ids[:-1]) if place > 0})
+        ids = vocabulary.pose_ids(codes).transpose(1, 0, 2).reshape(-1)  # (P, K, Q) -> (K, P, Q) -> (L,)
+        fixed = (codes != FREE).transpose(1, 0, 2).reshape(-1)
+        first = _poses_start(start.num_people)
+        request.forced.update({first + place: int(ids[place]) for place in np.flatnonzero(fixed).tolist()})
+
+
+def _poses_start(num_people: int) -> int:
+    """Place of the first pose id after <scene>: the duration, the boxes and <motion> stand before it."""
+    return 2 + 5 * num_people
+
+
+class _Watch:
+    """Tells of every key pose of one scene that has just been decoded."""
+
+    def __init__(self, prompt: str, grammar: SceneGrammar, on_key: Callable[[ScenePlan], None]) -> None:
+        self.prompt, self.grammar, self.on_key = prompt, grammar, on_key
+        self.told = 0
+
+    def __call__(self, states: list[GrammarState]) -> None:
+        state, vocabulary = states[0], self.grammar.vocabulary
+        people, depths = state.num_people, vocabulary.codes.num_quantizers
+        if not people or vocabulary.motion not in state.ids:
+            return
+        first = _poses_start(people)
+        done = (len(state.ids) - first) // (people * depths)
+        if done <= self.told:
+            return
+        self.told = done
+        boxes = np.array(state.ids[1 : first - 1], np.int64).reshape(people, 5)[:, 1:] - vocabulary.box_start
+        ids = np.array(state.ids[first : first + done * people * depths], np.int64).reshape(done, people, depths)
+        codes = ids - vocabulary.pose_ids(np.zeros(depths, np.int64))
+        self.on_key(ScenePlan(self.prompt, boxes, codes.transpose(1, 0, 2).copy(), {"keys": state.num_keys}))
 
 
 def _each(value: T | Sequence[T] | None, count: int, name: str) -> list[Any]:

@@ -25,7 +25,7 @@ _ELLIPSE = np.stack([f(np.linspace(0, 2 * np.pi, 24, endpoint=False)) for f in (
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _TEXT_COLOR = (200, 200, 200)
-_BOX_COLORS = ((255, 255, 255), (255, 220, 90), (120, 220, 255), (255, 150, 200))
+BOX_COLORS = ((255, 255, 255), (255, 220, 90), (120, 220, 255), (255, 150, 200))  # one a person
 
 
 def _fixed(points: np.ndarray) -> np.ndarray:
@@ -95,7 +95,7 @@ def draw_boxes(picture: np.ndarray, scene: Scene) -> np.ndarray:
         corners = fit.points(box.reshape(2, 2))
         # Half a pixel inwards: an edge at the border of the canvas stays in the picture.
         low, high = _fixed(corners[0] + 0.5).tolist(), _fixed(corners[1] - 0.5).tolist()
-        color = _BOX_COLORS[number % len(_BOX_COLORS)]
+        color = BOX_COLORS[number % len(BOX_COLORS)]
         cv2.rectangle(picture, low, high, color, 1, cv2.LINE_AA, _SHIFT)
     return picture
 

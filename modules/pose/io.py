@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from modules.files import atomic_write
 from modules.pose.boxes import round_box
-from modules.pose.checks import fail, get, is_number, load_json, plain, short
+from modules.pose.checks import fail, get, is_number, is_whole, load_json, plain, short
 from modules.pose.openpose import OpenPoseFrame, read_openpose, read_openpose_frames, write_openpose
 from modules.pose.scene import Person, Scene
 from modules.pose.skeleton import JOINT_NAMES, NUM_JOINTS
@@ -46,6 +46,11 @@ class Plan:
     # (P, K, Q) int64 pose ids of the key poses, a cache: None where a coordinate, box or time was edited.
     codes: np.ndarray | None = None
     tokenizer: str = ""  # fingerprint of the vqvae export that the codes belong to
+    # One number a person, which names the noise of that person's dense motion: it stays when others come and go.
+    ids: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.ids = self.ids or list(range(len(self.scene_keys.persons)))
 
 
 def _digest(scene: Scene) -> str:
@@ -68,12 +73,12 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
     if not np.allclose(scene.times, expected, rtol=0, atol=1e-6):
         raise ValueError(f"a plan holds key poses {plan.stride} frames apart; take scene.keys({plan.stride})")
     persons = []
-    for person in scene.persons:
+    for number, person in zip(plan.ids, scene.persons, strict=True):
         keys = []
         for time, joints, visibility in zip(expected, person.joints, person.visibility, strict=True):
             points = [[*plain(xy), int(seen)] for xy, seen in zip(joints, visibility, strict=True)]
             keys.append({"time": float(time), "joints": points})
-        persons.append({"box": plain(person.box), "keys": keys})
+        persons.append({"id": number, "box": plain(person.box), "keys": keys})
     data: dict[str, Any] = {
         "version": PLAN_VERSION,
         "prompt": scene.prompt,
@@ -82,6 +87,7 @@ def plan_to_dict(plan: Plan) -> dict[str, Any]:
         "height": int(scene.height),
         "fps": scene.fps,
         "stride": int(plan.stride),
+        **({"later": [{"time": time, "prompt": prompt} for time, prompt in scene.later]} if scene.later else {}),
         "persons": persons,
     }
     if plan.codes is not None:
@@ -99,7 +105,7 @@ def write_plan(path: str | Path, plan: Plan) -> None:
     """Writes `plan.json`, one key pose a line, complete or not at all."""
     text = json.dumps(plan_to_dict(plan), ensure_ascii=False, allow_nan=False)
     # Line breaks for people. A prompt cannot match: quotes inside of a JSON text are escaped.
-    for old, new in (('{"box"', '\n {"box"'), ('{"time"', '\n  {"time"'), (', "codes"', ',\n "codes"')):
+    for old, new in (('{"id"', '\n {"id"'), ('{"time"', '\n  {"time"'), (', "codes"', ',\n "codes"')):
         text = text.replace(old, new)
     with atomic_write(path) as file:
         file.write(text + "\n")
@@ -125,7 +131,8 @@ def plan_from_dict(data: Any, name: str = "plan") -> Plan:
     prompt, seed = get(data, "prompt", "text", name), get(data, "seed", "integer", name)
     width, height = get(data, "width", "count", name), get(data, "height", "count", name)
     fps, stride = get(data, "fps", "number", name), get(data, "stride", "count", name)
-    persons = []
+    persons: list[Person] = []
+    ids: list[int] = []
     num_keys = None
     for p, entry in enumerate(get(data, "persons", "list", name)):
         where = f"{name}: person {p}"
@@ -139,9 +146,33 @@ def plan_from_dict(data: Any, name: str = "plan") -> Plan:
         visibility = array[..., 2] > 0
         joints = np.where(visibility[..., None], array[..., :2], 0).astype(np.float32)
         persons.append(Person(joints, visibility, box))
+        ids.append(_read_id(entry, p, ids, where))
     times = np.arange(num_keys or 0) * stride / fps
-    scene = Scene(width, height, fps, times, persons, prompt)
-    return Plan(scene, seed, stride, _read_codes(data, scene, name), str(data.get("codes_tokenizer", "")))
+    scene = Scene(width, height, fps, times, persons, prompt, _read_later(data, name))
+    return Plan(scene, seed, stride, _read_codes(data, scene, name), str(data.get("codes_tokenizer", "")), ids)
+
+
+def _read_id(entry: dict[str, Any], place: int, earlier: list[int], where: str) -> int:
+    """The number of a person; the place in the file where it has none."""
+    number = entry.get("id", place)
+    if not is_whole(number) or not 0 <= number < 2**31 or number in earlier:
+        fail(where, f"'id' is {short(number)}, allowed is a whole number from 0 that nobody else has", "change it")
+    return number
+
+
+def _read_later(data: dict[str, Any], name: str) -> tuple[tuple[float, str], ...]:
+    """Prompts that hold from a later time on."""
+    entries = data.get("later", [])
+    if not isinstance(entries, list):
+        fail(name, f"'later' is {short(entries)}, allowed is a list", "remove it or correct it")
+    later: list[tuple[float, str]] = []
+    for i, entry in enumerate(entries):
+        where = f"{name}: later {i}"
+        time, prompt = get(entry, "time", "number", where), get(entry, "prompt", "text", where)
+        if later and time <= later[-1][0]:
+            fail(where, f"'time' is {time:g}, the one before has {later[-1][0]:g}", "put them in the order of time")
+        later.append((float(time), prompt))
+    return tuple(later)
 
 
 def _read_box(values: list[Any], width: int, height: int, where: str) -> np.ndarray:

@@ -51,6 +51,12 @@ class Scene:
     times: np.ndarray  # (N,) float64 seconds; dense: i / fps; keys: k * stride / fps
     persons: list[Person]
     prompt: str = ""
+    later: tuple[tuple[float, str], ...] = ()  # (seconds, prompt), ascending: another prompt from that time on
+
+    def prompt_at(self, time: float) -> str:
+        """The prompt that holds at a time in seconds."""
+        past = [prompt for start, prompt in self.later if start <= time + 1e-6]
+        return past[-1] if past else self.prompt
 
     @property
     def num_frames(self) -> int:
@@ -96,7 +102,11 @@ class Scene:
         ]
         # Frame i of any dense crop is at the same time i / fps, bit for bit; a difference would round.
         times = self.times[: stop - start] - self.times[0]
-        return dataclasses.replace(self, times=times, persons=persons)
+        first = float(self.times[start])
+        later = tuple((time - first, prompt) for time, prompt in self.later if time > first)
+        return dataclasses.replace(
+            self, times=times, persons=persons, prompt=self.prompt_at(first) if self.later else self.prompt, later=later
+        )
 
     def mirrored(self) -> Scene:
         """Left and right exchanged, on the canvas and in the names of the joints.

@@ -14,59 +14,25 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import eval as eval_script
 import generate as generate_script
 import train as train_script
-from configs.loader import load_config
-from datamodules.synthetic.build import SyntheticConfig, build
+from configs.chain_schema import GenerateConfig
+from configs.loader import load_config, load_typed
+from modules.editing import apply_edits, check_edits
 from modules.errors import UserError
-from modules.pose.io import read_plan
+from modules.pipeline import PLAN_STAGES, Pipeline
+from modules.pose.io import Plan, read_plan, write_plan
 from modules.pose.video import read_frames
 from modules.reports import read_report
+from modules.session import Session, write_session
+from tests.tiny import COMMON, ROOT, STEPS, TINY
 
-ROOT = Path(__file__).parents[2]
-# What makes each stage smaller than its smoke.yaml.
-TINY = {
-    "vqvae": ["model.network.codebook_size=16", "model.network.width=16"],
-    "llm": [
-        "model.architecture.hidden_size=32",
-        "model.architecture.intermediate_size=32",
-        "model.text_vocabulary=300",
-    ],
-    "interp": ["model.network.width=16", "model.network.layers=1"],
-    "base": ["model.network.unet.block_out_channels=[16,16]", "model.network.vae.block_out_channels=[8,8,8]"],
-    "controlnet": [],
-    "evaluator": ["model.network.width=16"],
-}
-STEPS = [
-    "trainer.max_steps=2", "trainer.val_every=2", "trainer.limit_val_batches=1", "trainer.sample_every=0",
-    "trainer.log_every=1", "trainer.precision=32-true", "trainer.accelerator=cpu",
-]  # fmt: skip
 # Losses of these runs. After a change that means to change them: UPDATE_GOLDEN=1 make test ARGS="-k golden"
 GOLDEN = Path(__file__).parent / "golden.json"
 PROMPT = "A man in a red shirt and blue trousers walks to the left for 2 seconds in front of a white wall."
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with data and an export of every stage."""
-    folder = tmp_path_factory.mktemp("chain")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        build(SyntheticConfig(out="data", train=8, val=2, test=4, shard_size=4, workers=1), progress=False)
-        for stage in ("vqvae", "llm", "interp", "base", "controlnet", "evaluator"):
-            train_script.train(
-                load_config(
-                    [str(ROOT / f"configs/{stage}/smoke.yaml")], [*COMMON, *STEPS, *TINY[stage], *UPSTREAM[stage]]
-                )
-            )
-    return folder
-
-
-COMMON = ["name=tiny", "data.path=data", "data.batch_size=2"]
-UPSTREAM = dict.fromkeys(TINY, list[str]()) | {"controlnet": ["model.base=runs/base/tiny/export"]}
-
-
 @pytest.fixture(autouse=True)
-def inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
+def inside(tiny_chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tiny_chain)
 
 
 CHAIN = [str(ROOT / "configs/chain/smoke.yaml"), "name=tiny"]
@@ -116,6 +82,99 @@ def test_an_edited_plan_is_rendered_beside_the_first_and_only_its_surroundings_c
     assert changed.size
     assert changed.min() > 40
     assert changed.max() < 80
+
+
+@pytest.fixture
+def pipeline() -> Pipeline:
+    return Pipeline.from_exports(load_typed(GenerateConfig, CHAIN[:1], CHAIN[1:]).pipeline, stages=PLAN_STAGES)
+
+
+def edited(pipeline: Pipeline, plan: Plan, **edit: object) -> Plan:
+    return apply_edits(plan, check_edits([edit]), pipeline)
+
+
+def test_somebody_more_leaves_the_others_as_they_were(pipeline: Pipeline) -> None:
+    (plan,) = pipeline.plan([PROMPT], [2], num_people=1, num_keys=9)
+    before = pipeline.dense(plan).joints
+    more = edited(pipeline, plan, op="add_person", box=[2, 10, 20, 60])
+    assert more.ids == [0, 1]
+    np.testing.assert_allclose(more.scene_keys.boxes[1], [2, 10, 20, 60], atol=64 / 255)
+    np.testing.assert_array_equal(more.scene_keys.joints[:1], plan.scene_keys.joints)
+    both = pipeline.dense(more).joints
+    np.testing.assert_array_equal(both[:1], before)
+    # The first goes: the second is still as it was.
+    less = edited(pipeline, more, op="delete_person", person=0)
+    np.testing.assert_array_equal(pipeline.dense(less).joints[0], both[1])
+    free = edited(pipeline, plan, op="add_person", seed=5)
+    assert free.scene_keys.joints.shape[:2] == (2, 9)
+    while len(free.scene_keys.persons) < pipeline.director.grammar.max_people:
+        free = edited(pipeline, free, op="add_person")
+    with pytest.raises(UserError, match="as many as the director knows"):
+        edited(pipeline, free, op="add_person")
+
+
+def test_from_here_on_with_another_prompt(pipeline: Pipeline) -> None:
+    (plan,) = pipeline.plan([PROMPT], [0], num_people=2, num_keys=12)
+    other = "Two people in red shirts and blue trousers clap in front of a white wall."
+    after = edited(pipeline, plan, op="continue", key=7, prompt=other, seed=9)
+    assert after.scene_keys.later == ((7 * 10 / 30, other),)
+    assert after.scene_keys.prompt == PROMPT
+    np.testing.assert_array_equal(after.scene_keys.joints[:, :7], plan.scene_keys.joints[:, :7])
+    assert (after.scene_keys.joints[:, 7:] != plan.scene_keys.joints[:, 7:]).any()
+    changed = np.flatnonzero((pipeline.dense(after).joints != pipeline.dense(plan).joints).any((0, 2, 3)))
+    assert changed.min() > 50
+    with pytest.raises(UserError, match="nothing to go on from"):
+        edited(pipeline, plan, op="continue", key=0, prompt=other)
+    longer = edited(pipeline, plan, op="continue", key=12, prompt=other, seconds=5)
+    assert pipeline.dense(longer).num_frames == 150
+
+
+def test_key_poses_are_shown_while_they_are_written(pipeline: Pipeline) -> None:
+    seen: list[Plan] = []
+    (plan,) = pipeline.plan([PROMPT], [1], num_people=2, num_keys=4, on_key=seen.append)
+    assert [preview.scene_keys.num_frames for preview in seen] == [1, 2, 3, 4]
+    np.testing.assert_array_equal(seen[-1].scene_keys.joints, plan.scene_keys.joints)
+
+    def stop(_: Plan) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.plan([PROMPT], [1], num_keys=4, on_key=stop)
+
+
+def test_edits_poses_and_sessions_from_the_command_line(pipeline: Pipeline) -> None:
+    (plan,) = pipeline.plan([PROMPT], [1], num_people=1, num_keys=2)
+    write_plan("small.json", plan)
+    Path("edits.json").write_text('[{"op": "move_joint", "person": 0, "key": 1, "joint": "nose", "x": 30, "y": 9}]')
+    generate_script.main([*CHAIN, "plan=small.json", "edits=edits.json", "out=small"])
+    (out,) = Path("small").iterdir()
+    assert out.name.endswith("-1-edited")
+    joints = read_plan(out / "plan.json").scene_keys.joints
+    assert joints[0, 1, 0].tolist() == [30, 9]
+    generate_script.main([*CHAIN, f"poses={out}/poses.npy", f"prompt={PROMPT}", "out=again"])
+    (again,) = Path("again").iterdir()
+    assert read_plan(again / "plan.json").scene_keys.num_frames == 2
+    session = Session()
+    session.push(read_plan(out / "plan.json"), "from the prompt")
+    write_session("session.json", session)
+    generate_script.main([*CHAIN, "session=session.json", "out=restored"])
+    (restored,) = Path("restored").iterdir()
+    assert (restored / "video.mp4").read_bytes() == (out / "video.mp4").read_bytes()
+
+
+def test_another_prompt_later_changes_the_video_from_there_on(pipeline: Pipeline) -> None:
+    (plan,) = pipeline.plan([PROMPT], [1], num_people=1, num_keys=12)
+    dense = pipeline.dense(plan)
+    told: list[list[str]] = []
+    encode = pipeline.renderer.base.encode_text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.renderer.base, "encode_text", lambda texts: told.append(list(texts)) or encode(texts))
+        dense.later = ((2.0, "A man claps."),)
+        steps: list[tuple[int, int]] = []
+        pipeline.render([dense], [1], on_step=lambda *step: steps.append(step))
+    assert [PROMPT] in told
+    assert ["A man claps."] in told
+    assert steps == [(1, 2), (2, 2)]
 
 
 def test_prompts_of_a_file_with_several_seeds() -> None:

@@ -37,6 +37,7 @@ def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def result_of(scene: Scene, seed: int = 3) -> Result:
     frames = np.zeros((-(-scene.num_frames // 4), 64, 64, 3), np.uint8)
     frames[..., 0] = 200
+    frames[..., 1] = 8 * np.arange(len(frames))[:, None, None]  # no two alike: a GIF joins those that are
     return Result(Plan(scene.keys(10), seed, 10), scene, frames, 7.5)
 
 
@@ -51,6 +52,10 @@ def result_of(scene: Scene, seed: int = 3) -> Result:
         (["prompts=missing.txt"], "missing.txt cannot be read"),
         (["plan=missing.json"], "missing.json: cannot be read"),
         (["plan=a.json", "prompt=a"], "only one of prompt=, prompts= and plan="),
+        (["plan=a.json", "poses=b.npy"], "only one of plan=, poses= and session="),
+        (["edits=missing.json", "prompt=a"], "missing.json: cannot be read"),
+        (["poses=missing.npy", "prompt=a"], "missing.npy: is not a .npy file"),
+        (["session=missing.json"], "missing.json: cannot be read"),
         (["prompt=a", "n=0"], "n is 0"),
         (["prompt=a", "sede=1"], "did you mean seed"),
     ],
@@ -106,7 +111,7 @@ def test_a_result_folder_holds_everything(tmp_path: Path, make_scene: MakeScene)
     scene = make_scene(frames=45)
     folder = tmp_path / "outputs" / "two-people-3"
     write_result(folder, result_of(scene))
-    names = {"plan.json", "poses.json", "poses.npy", "poses.mp4", "video.mp4", "sheet.png"}
+    names = {"plan.json", "poses.json", "poses.npy", "poses.mp4", "video.mp4", "video.gif", "sheet.png"}
     assert {path.name for path in folder.iterdir()} == names
     assert [path.name for path in folder.parent.iterdir()] == ["two-people-3"]
     poses = np.load(folder / "poses.npy", allow_pickle=False)
@@ -119,6 +124,9 @@ def test_a_result_folder_holds_everything(tmp_path: Path, make_scene: MakeScene)
     assert video.shape == (12, 256, 256, 3)
     assert abs(int(video[..., 0].mean()) - 200) < 8
     assert Image.open(folder / "sheet.png").width > 5 * 160
+    animated = Image.open(folder / "video.gif")
+    assert (animated.n_frames, animated.size) == (12, (256, 256))
+    assert animated.info["duration"] == 130
 
 
 def test_a_failed_result_leaves_the_old_one(

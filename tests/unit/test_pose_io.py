@@ -50,7 +50,7 @@ def test_plan_round_trip_is_exact(plan, tmp_path):
 def test_plan_has_the_documented_layout(plan):
     data = plan_to_dict(plan)
     assert list(data)[:8] == ["version", "prompt", "seed", "width", "height", "fps", "stride", "persons"]
-    assert list(data["persons"][0]) == ["box", "keys"]
+    assert list(data["persons"][0]) == ["id", "box", "keys"]
     assert list(data["persons"][0]["keys"][1]) == ["time", "joints"]
     assert data["persons"][0]["keys"][1]["time"] == pytest.approx(1 / 3)
     assert [len(point) for point in data["persons"][0]["keys"][0]["joints"]] == [3] * 18
