@@ -51,7 +51,7 @@ PROMPT_KEY = $(if $(PROMPT),prompt="$$PROMPT")
 # The demo makes its own data unless the user names some.
 DEMO_DATA := $(if $(filter-out file,$(origin DATA)),data=$(DATA))
 
-.PHONY: help setup demo test lint sample-data train $(STAGES:%=train-%) eval generate tensorboard bench clean
+.PHONY: help setup demo test lint sample-data train $(STAGES:%=train-%) eval generate tensorboard bench bench-data clean
 
 help: ## this list
 	@echo "Variables: SIZE=$(SIZE) NAME=$(NAME) DATA=$(DATA) SPLIT=$(SPLIT) CLUSTER=$(CLUSTER) EXPORT= PROMPT= ARGS="
@@ -111,6 +111,9 @@ tensorboard: $(READY) ## curves and pictures of all runs
 
 bench: $(READY) ## seconds per step, throughput and memory of each stage at SIZE
 	@$(PY) scripts/bench.py size=$(SIZE) data=$(DATA) $(ARGS)
+
+bench-data: $(READY) ## samples per second of the data module beside a plain loop
+	@$(PY) scripts/bench_data.py data=$(DATA) $(ARGS)
 
 clean: ## remove caches and the runs that smoke and bench left (trained runs, data and .venv stay)
 	rm -rf runs/*/smoke runs/*/bench .pytest_cache .ruff_cache build *.egg-info
