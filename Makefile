@@ -59,7 +59,7 @@ PROMPT_KEY = $(if $(PROMPT),prompt="$$PROMPT")
 DEMO_DATA := $(if $(filter-out file,$(origin DATA)),data=$(DATA))
 
 .PHONY: help setup demo app test test-app test-slurm lint sample-data train $(STAGES:%=train-%) eval status cancel generate \
-	tensorboard bench bench-app clean
+	tensorboard bench bench-app bench-data clean
 
 help: ## this list
 	@echo "Variables: SIZE=$(SIZE) NAME=$(NAME) DATA=$(DATA) SPLIT=$(SPLIT) CLUSTER=$(CLUSTER) EXPORT= PROMPT= ARGS="
@@ -141,6 +141,9 @@ bench: $(READY) ## seconds per step, throughput and memory of each stage at SIZE
 
 bench-app: $(READY) $(BROWSER) ## seconds from a prompt to the first key pose, to motion, to video on the page
 	@$(PY) scripts/bench_app.py configs/app/$(SIZE).yaml name=$(NAME) $(ARGS)
+
+bench-data: $(READY) ## samples per second of the data module beside a plain loop
+	@$(PY) scripts/bench_data.py data=$(DATA) $(ARGS)
 
 clean: ## remove caches and the runs that smoke and bench left (trained runs, data and .venv stay)
 	rm -rf runs/*/smoke runs/*/bench .pytest_cache .ruff_cache build *.egg-info

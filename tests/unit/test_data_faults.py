@@ -1,7 +1,4 @@
-"""What can be wrong with shards, made on purpose: an error that names shard and key, or counted and left out.
-
-The table of `docs/DATA.md` lists them.
-"""
+"""What can be wrong with shards, made on purpose: an error that names shard and key, or counted and left out."""
 
 from __future__ import annotations
 
