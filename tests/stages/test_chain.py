@@ -51,7 +51,7 @@ def test_golden_losses(stage: str) -> None:
         return
     for name, values in found.items():
         # Other processors round in other ways; a real change is far larger.
-        assert values == pytest.approx(known[stage][name], rel=2e-3), name
+        assert values == pytest.approx(known[stage][name], rel=1e-2), name
 
 
 def test_a_prompt_becomes_a_video() -> None:
