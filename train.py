@@ -97,12 +97,11 @@ def train(cfg: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def training_clips(data: DataConfig, columns: tuple[str, ...]) -> Iterator[Clip]:
     """All clips that a stage learns its vocabulary from."""
-    names = {"train_split": data.train_split, "val_split": data.val_split}
-    folds = Folds(data.group, data.folds, data.fold)
     for path in data.train_paths:
         yield from iter_clips(
-            path, data.train_split, columns, data.num_frames, min_confidence=data.min_confidence, folds=folds, **names
-        )
+            path, data.train_split, columns, data.num_frames, min_confidence=data.min_confidence,
+            train_split=data.train_split, val_split=data.val_split, folds=Folds(data.group, data.folds, data.fold),
+        )  # fmt: skip
 
 
 def main(arguments: list[str]) -> None:

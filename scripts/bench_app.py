@@ -77,7 +77,7 @@ def measure_edit(page: Any) -> dict[str, float]:
 
 
 def main(arguments: list[str]) -> None:
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import sync_playwright  # pyright: ignore[reportMissingImports]  # the extra `browser`
 
     from app.server import make_app
 
