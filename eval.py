@@ -121,9 +121,11 @@ def evaluate(job: Job) -> Report:
 
 def describe(job: Job) -> dict[str, str]:
     """What is scored: a report with the same description would have the same figures."""
-    data = data_fingerprint([(job.data.path, job.options.split)])
+    held_aside = job.data.folds and job.options.split == job.data.val_split
+    split = job.data.train_split if held_aside else job.options.split
+    data = data_fingerprint([(job.data.path, split)])
     settings = {"chain": asdict(job.chain.pipeline), "data": asdict(job.data), "seed": job.seed}
-    settings |= {"clips": job.options.clips, "videos": job.options.videos}
+    settings |= {name: getattr(job.options, name) for name in ("clips", "videos", "samples", "details", "pictures")}
     return {
         **{stage: f"{path} sha256:{fingerprint(path)[:16]}" for stage, path in job.exports.items()},
         "data": f"{job.data.path} sha256:{_digest(data)}",

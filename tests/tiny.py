@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import train as train_script
+from callbacks.checkpoints import find_checkpoints
 from configs.loader import load_config
+from configs.schema import RunConfig
 from datamodules.synthetic.build import SyntheticConfig, build
 
 ROOT = Path(__file__).parents[1]
@@ -44,3 +48,22 @@ def build_chain(folder: Path) -> Path:
                 )
             )
     return folder
+
+
+# A training of the evaluator: 6 steps of 2 batches, 4 batches an epoch on 16 clips.
+SHORT = (
+    "model.network.width=8", "model.network.layers=1", "data.batch_size=4", "data.num_frames=60",
+    "trainer.max_steps=6", "trainer.log_every=1", "trainer.accelerator=cpu", "trainer.ema_decay=0.5",
+    "trainer.accumulate=2",
+)  # fmt: skip
+
+
+def short_run(shards: Path, runs: Path, *items: str) -> RunConfig:
+    """Configuration of that training, in `<runs>/evaluator/smoke`."""
+    paths = [str(ROOT / "configs/evaluator/smoke.yaml")]
+    return load_config(paths, [f"run_dir={runs}", f"data.path={shards}", *SHORT, *items])
+
+
+def newest_checkpoint(folder: Path) -> dict[str, Any]:
+    """Content of the newest checkpoint of a run."""
+    return torch.load(find_checkpoints(folder / "checkpoints")[0], weights_only=True)

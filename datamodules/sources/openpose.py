@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import re
 import tarfile
 from collections.abc import Iterable
@@ -84,7 +85,7 @@ def find_frames(folder: str | Path) -> dict[str, tuple[tuple[int, str], ...]]:
             parts = [] if base == "." else [base]
             parts += [stem] if stem and (base == "." or len(stems) > 1) else []
             files.sort()
-            for (first, path), (second, other) in zip(files, files[1:], strict=False):
+            for (first, path), (second, other) in itertools.pairwise(files):
                 if first == second:
                     raise UserError(f"{path} and {other} are the same frame of one video; keep one of them")
             found["/".join(parts) or folder.name] = tuple(files)

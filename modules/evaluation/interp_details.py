@@ -89,29 +89,33 @@ def spectrum(network: InterpNetwork, motions: Sequence[Motion], sampling: Sampli
     """Power of the joints' speed by frequency, as a multiple of that of real motion."""
     columns = [Column(f"{low:g}-{high:g} Hz", "px") for low, high in BANDS]
     table = Table(f"power spectrum of the joints' speed, stride {stride}", columns)
-    motions = [motion for motion in motions if len(motion.poses) > _SPECTRUM_FRAMES]
+    # What follows the last key is no interpolation.
+    motions = [motion for motion in motions if motion.at[-1] >= _SPECTRUM_FRAMES]
     if not motions:
-        table.notes = [f"No clip is longer than {_SPECTRUM_FRAMES} frames."]
+        table.notes = [f"No clip has keys up to frame {_SPECTRUM_FRAMES}."]
         return table
-    real = _power([(motion.poses, motion.seen) for motion in motions], network.fps)
+    real = _power(motions, [motion.poses for motion in motions], network.fps)
     for name, found in (
         ("linear", spline(motions, "linear")),
         ("PCHIP", spline(motions, "pchip")),
         ("ours", interpolate(network, motions, sampling, 0)),
     ):
-        ratio = _power(found, network.fps) / real
+        ratio = _power(motions, [poses for poses, _ in found], network.fps) / real
         table.add(name, **{column.name.replace(" ", "_"): float(r) for column, r in zip(columns, ratio, strict=True)})
-    table.notes = [f"Real motion = 1. {len(motions)} people, the first {_SPECTRUM_FRAMES} frames, body joints."]
+    table.notes = [
+        f"Real motion = 1. {len(motions)} people, the first {_SPECTRUM_FRAMES} frames, body joints seen in all of them."
+    ]
     return table
 
 
-def _power(found: Found, fps: float) -> np.ndarray:
-    """Power of the joints' speed in each band: (bands,)."""
+def _power(motions: Sequence[Motion], found: Sequence[np.ndarray], fps: float) -> np.ndarray:
+    """Power of the joints' speed in each band, (bands,), of poses (T, J, 2); joints truly seen throughout."""
     total = np.zeros(len(BANDS))
     window = np.hanning(_SPECTRUM_FRAMES)[:, None]
     frequency = np.fft.rfftfreq(_SPECTRUM_FRAMES, 1 / fps)
-    for poses, _ in found:
-        speed = np.linalg.norm(np.diff(poses[: _SPECTRUM_FRAMES + 1, _BODY], axis=0), axis=-1)  # (64, 13)
+    for motion, poses in zip(motions, found, strict=True):
+        seen = motion.seen[: _SPECTRUM_FRAMES + 1, _BODY].all(0)
+        speed = np.linalg.norm(np.diff(poses[: _SPECTRUM_FRAMES + 1, _BODY], axis=0), axis=-1)[:, seen]  # (64, joints)
         power = np.abs(np.fft.rfft((speed - speed.mean(0)) * window, axis=0)) ** 2
         total += [power[(frequency >= low) & (frequency < high)].sum() for low, high in BANDS]
     return total

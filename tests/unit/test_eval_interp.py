@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from modules.evaluation.interp import compared, evaluate, gather, mean_motion, measure
+from modules.evaluation.interp import Motion, compared, evaluate, gather, mean_motion, measure
 from modules.evaluation.interp_details import BANDS, _power, details
 from modules.interp.config import NetworkConfig, SamplingConfig
 from modules.interp.network import InterpNetwork
@@ -64,9 +64,11 @@ def test_power_is_told_by_band() -> None:
     """A joint whose speed swings 6 times a second has its power between 4 and 8 Hz."""
     frames = np.arange(80)
     speed = 1 + 0.5 * np.sin(2 * np.pi * 6 * frames / 30)
-    poses = np.zeros((80, 18, 2))
+    poses, seen = np.zeros((80, 18, 2), np.float32), np.ones((80, 18), bool)
     poses[..., 0] = np.cumsum(speed)[:, None]
-    power = _power([(poses, np.ones((80, 18), bool))], 30)
+    # A joint that is not seen for a while jumps to (0, 0) and back: it has no say.
+    seen[20:40, 4], poses[20:40, 4] = False, 0
+    power = _power([Motion(poses, seen, np.arange(0, 80, 10), 1.0, "")], [poses], 30)
     assert power.argmax() == BANDS.index((4, 8))
     assert power.max() > 0.95 * power.sum()
 

@@ -20,20 +20,16 @@ import train as script
 from callbacks.checkpoints import CheckpointError, Checkpoints, find_checkpoints, newest_readable
 from callbacks.guard import BadStepsError, Guard
 from callbacks.requeue import Requeue, RunStopped
-from configs.loader import load_config
 from configs.schema import RunConfig
 from datamodules.streams import make_loader
 from datamodules.synthetic.build import SyntheticConfig, build
 from modules.evaluator.module import EvaluatorModule
 from modules.vqvae.quantizer import ResidualQuantizer
+from tests.tiny import newest_checkpoint as newest
+from tests.tiny import short_run
 
-ROOT = Path(__file__).parents[2]
-# 6 steps of 2 batches, 4 batches an epoch, a validation of 2 batches every 3 steps.
-TINY = (
-    "model.network.width=8", "model.network.layers=1", "data.batch_size=4", "data.num_frames=60",
-    "trainer.max_steps=6", "trainer.val_every=3", "trainer.log_every=1", "trainer.accelerator=cpu",
-    "trainer.ema_decay=0.5", "trainer.accumulate=2", "trainer.sample_every=0",
-)  # fmt: skip
+# A validation of 2 batches every 3 steps.
+RARE = ("trainer.val_every=3", "trainer.sample_every=0")
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +47,7 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def config(shards: Path, tmp_path: Path) -> Callable[..., RunConfig]:
     def make(*items: str) -> RunConfig:
-        base = [f"run_dir={tmp_path / 'runs'}", f"data.path={shards}", *TINY]
-        return load_config([str(ROOT / "configs/evaluator/smoke.yaml")], [*base, *items])
+        return short_run(shards, tmp_path / "runs", *RARE, *items)
 
     return make
 
@@ -61,13 +56,8 @@ def config(shards: Path, tmp_path: Path) -> Callable[..., RunConfig]:
 def unbroken(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing happened to."""
     runs = tmp_path_factory.mktemp("unbroken")
-    paths = [str(ROOT / "configs/evaluator/smoke.yaml")]
-    script.train(load_config(paths, [*TINY, f"run_dir={runs}", f"data.path={shards}"]))
+    script.train(short_run(shards, runs, *RARE))
     return runs / "evaluator/smoke"
-
-
-def content(folder: Path) -> dict[str, Any]:
-    return torch.load(find_checkpoints(folder / "checkpoints")[0], weights_only=True)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -122,9 +112,9 @@ def test_a_signal_loses_no_step_and_changes_no_bit(
             script.train(config())
     assert handlers == [signal.getsignal(value) for value in (signal.SIGUSR1, signal.SIGTERM)]
     folder = tmp_path / "runs/evaluator/smoke"
-    assert content(folder)["global_step"] == saved
+    assert newest(folder)["global_step"] == saved
     metrics, _ = script.train(config())
-    whole, parts = content(unbroken), content(folder)
+    whole, parts = newest(unbroken), newest(folder)
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "random_states"):
         assert same(whole[key], parts[key]), key
     assert same(whole["callbacks"]["EMA"], parts["callbacks"]["EMA"])
@@ -143,7 +133,7 @@ def test_a_signal_at_the_start_and_in_the_last_validation(
     with monkeypatch.context() as patch:
         call_at(patch, "validation_step", 3, kill(signal.SIGTERM))
         script.train(config())  # all is done: it ends as it would have
-    assert same(content(unbroken)["state_dict"], content(tmp_path / "runs/evaluator/smoke")["state_dict"])
+    assert same(newest(unbroken)["state_dict"], newest(tmp_path / "runs/evaluator/smoke")["state_dict"])
 
 
 def test_other_processes_do_not_note_signals(tmp_path: Path) -> None:
@@ -210,7 +200,7 @@ def test_a_damaged_checkpoint_is_put_aside(
     assert "step-00000005.ckpt is damaged" in caplog.text
     assert (folder / "checkpoints/damaged-step-00000005.ckpt").exists()
     assert not half.exists()
-    assert same(content(unbroken)["state_dict"], content(folder)["state_dict"])
+    assert same(newest(unbroken)["state_dict"], newest(folder)["state_dict"])
     for path in find_checkpoints(folder / "checkpoints"):
         damage(path, how)
     with pytest.raises(CheckpointError, match="none of the checkpoints in .* can be read"):
@@ -288,7 +278,7 @@ def test_many_bad_steps_end_the_run_and_name_the_samples(
     with pytest.raises(BadStepsError, match="2 steps in a row were skipped, the loss is nan at step 5") as caught:
         script.train(config("trainer.max_skipped=2"))
     assert all(key in str(caught.value) for key in seen)
-    saved = content(tmp_path / "runs/evaluator/smoke")
+    saved = newest(tmp_path / "runs/evaluator/smoke")
     assert saved["global_step"] == 3
     assert all(value.isfinite().all() for value in saved["state_dict"].values() if value.is_floating_point())
 
@@ -325,4 +315,4 @@ def test_deterministic_runs_are_the_same_bits(config: Callable[..., RunConfig], 
     finally:
         torch.use_deterministic_algorithms(False)
     root = tmp_path / "runs/evaluator"
-    assert same(content(root / "a")["state_dict"], content(root / "b")["state_dict"])
+    assert same(newest(root / "a")["state_dict"], newest(root / "b")["state_dict"])

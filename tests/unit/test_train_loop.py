@@ -18,7 +18,6 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train as script
-from callbacks.checkpoints import find_checkpoints
 from callbacks.ema import EMA
 from callbacks.samples import gif_summary
 from configs.cli import run_script
@@ -28,13 +27,7 @@ from datamodules.synthetic.build import SyntheticConfig, build
 from modules.checkpoint import load_frozen, read_export
 from modules.errors import UserError
 from modules.evaluator.module import EvaluatorModule
-
-ROOT = Path(__file__).parents[2]
-TINY = (
-    "model.network.width=8", "model.network.layers=1", "data.batch_size=4", "data.num_frames=60",
-    "trainer.max_steps=6", "trainer.val_every=2", "trainer.log_every=1", "trainer.accelerator=cpu",
-    "trainer.ema_decay=0.5", "trainer.accumulate=2",
-)  # fmt: skip
+from tests.tiny import ROOT, newest_checkpoint, short_run
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +40,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def config(shards: Path, tmp_path: Path) -> Callable[..., RunConfig]:
     def make(*items: str) -> RunConfig:
-        base = [f"run_dir={tmp_path / 'runs'}", f"data.path={shards}", *TINY]
-        return load_config([str(ROOT / "configs/evaluator/smoke.yaml")], [*base, *items])
+        return short_run(shards, tmp_path / "runs", "trainer.val_every=2", *items)
 
     return make
 
@@ -68,10 +60,6 @@ def at_batch(number: int, action: Callable[[], Any]) -> Callable[..., Any]:
 
 def stop() -> None:
     raise KeyboardInterrupt
-
-
-def checkpoint(folder: Path) -> dict[str, Any]:
-    return torch.load(find_checkpoints(folder / "checkpoints")[0], weights_only=True)
 
 
 def test_what_a_run_leaves(
@@ -102,7 +90,7 @@ def test_what_a_run_leaves(
 def test_the_export_holds_the_averaged_weights(config: Callable[..., RunConfig], tmp_path: Path) -> None:
     script.train(config("trainer.val_every=6"))
     folder = tmp_path / "runs/evaluator/smoke"
-    exported, saved = read_export(folder / "export").load_state(), checkpoint(folder)
+    exported, saved = read_export(folder / "export").load_state(), newest_checkpoint(folder)
     average = saved["callbacks"][EMA.__name__]["average"]
     assert average
     for name, value in average.items():
@@ -121,9 +109,9 @@ def test_resuming_is_the_same_as_not_stopping(
         with pytest.raises(SystemExit):
             script.train(config("name=parts"))
     root = tmp_path / "runs/evaluator"
-    assert checkpoint(root / "parts")["global_step"] == saved
+    assert newest_checkpoint(root / "parts")["global_step"] == saved
     script.train(config("name=parts"))
-    whole, parts = checkpoint(root / "whole"), checkpoint(root / "parts")
+    whole, parts = newest_checkpoint(root / "whole"), newest_checkpoint(root / "parts")
     assert same(whole["state_dict"], parts["state_dict"])
     assert same(whole["optimizer_states"], parts["optimizer_states"])
     assert same(whole["callbacks"][EMA.__name__], parts["callbacks"][EMA.__name__])
