@@ -306,10 +306,10 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(recordings):
     many = recordings / "json"
-    for i in range(10):
+    for i in range(30):
         (many / f"copy{i:02d}.json").write_text((many / "three.json").read_text())
     with (recordings / "c.csv").open("a") as file:
-        file.writelines(f"copy{i:02d},Copy {i}.,\n" for i in range(10))
+        file.writelines(f"copy{i:02d},Copy {i}.,\n" for i in range(30))
     prepare.main(arguments(recordings, "whole", shard_size=2))
     command = [sys.executable, "prepare.py", *arguments(recordings, "killed", shard_size=2)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -321,8 +321,8 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(recordings):
         if len(list((recordings / "killed" / ".work").glob("copy*.json"))) > 3:
             os.killpg(process.pid, signal.SIGKILL)
             break
-        time.sleep(0.01)
-    process.wait()
+        time.sleep(0.005)
+    assert process.wait() == -signal.SIGKILL  # and not at its end
     (recordings / "killed" / ".train-000000.ab.tar").write_bytes(b"half")
     prepare.main(arguments(recordings, "killed", shard_size=2))
     assert files_of(recordings / "killed") == files_of(recordings / "whole")
