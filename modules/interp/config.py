@@ -52,7 +52,8 @@ class SamplingConfig:
     `guidance_scale` 1 is plain sampling; above it, the difference between the prediction with all conditions and with
     none is exaggerated (twice the network evaluations). `temperature` scales the starting noise: 1 draws a sample, 0
     gives the likeliest motion. `keep_keys`: 1 puts every key pose exactly into the result, 0 leaves the network free to
-    repair it.
+    repair it. `key_error` tells the network how far off the key poses are (root of the mean square, box coordinates; 0:
+    exact), so that it knows how much there is to repair.
     """
 
     solver: str = "dpmsolver++"
@@ -60,6 +61,7 @@ class SamplingConfig:
     guidance_scale: float = 1.0
     temperature: float = 1.0
     keep_keys: float = 1.0
+    key_error: float = 0.0
 
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
@@ -68,8 +70,9 @@ class SamplingConfig:
             raise UserError(f"sampling.steps is {self.steps}; it must be at least 1, for example 8.")
         if not 0 <= self.keep_keys <= 1:
             raise UserError(f"sampling.keep_keys is {self.keep_keys}; it must be from 0 to 1.")
-        if self.temperature < 0:
-            raise UserError(f"sampling.temperature is {self.temperature}; it must be 0 or more.")
+        for name in ("temperature", "key_error"):
+            if getattr(self, name) < 0:
+                raise UserError(f"sampling.{name} is {getattr(self, name)}; it must be 0 or more.")
 
 
 @dataclass
@@ -78,18 +81,19 @@ class InterpConfig:
 
     Shares of dropped conditions (`key_drop`, `text_drop`) are for classifier-free guidance, each drawn on its own.
     `strides`: dense frames between keys; one is drawn for every training clip, the first is the one of validation.
-    `windows_per_clip`: windows drawn from a clip at a training step (0: all); the outline learns from all of them,
-    the transformer, which costs more, from a share `denoise_share`. `end_share`: windows that lose the key before or
-    after, as at the ends of a clip. `key_noise`: standard deviation, in box coordinates, of noise on key poses in
-    training, drawn per clip between 0 and this. `vqvae`: an export whose reconstructions replace the key poses of a
-    share `vqvae_share` of the training clips. `rotate` (degrees), `stretch`: standard deviations of a turn of
+    `windows_per_clip`: windows drawn from a clip at a training step for the transformer (0: all); the outline, which
+    costs little, learns from all of them. `end_share`: segments whose outline loses the key before, and after, as at
+    the ends of a clip. `key_noise`: standard deviation, in box coordinates, of noise on key poses in
+    training, drawn between 0 and this for a share `noise_share` of the clips. `vqvae`: an export whose reconstructions
+    replace the key poses of a share `vqvae_share` of the clips with keys at its stride. The network is told how far off
+    the keys of a clip are. `rotate` (degrees), `stretch`: standard deviations of a turn of
     the picture and of the logarithm of height over width.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    denoise_weight: float = 0.5
+    outline_weight: float = 1.0
     velocity_weight: float = 0.5
     spread_weight: float = 0.1
     visibility_weight: float = 0.1
@@ -97,19 +101,19 @@ class InterpConfig:
     text_drop: float = 0.1
     strides: list[int] = field(default_factory=lambda: [10])
     windows_per_clip: int = 0
-    denoise_share: float = 1.0
-    end_share: float = 0.15
+    end_share: float = 0.1
     key_noise: float = 0.0
+    noise_share: float = 0.5
     rotate: float = 0.0
     stretch: float = 0.0
     vqvae: str | None = None
     vqvae_share: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("key_drop", "text_drop", "vqvae_share", "denoise_share", "end_share"):
+        for name in ("key_drop", "text_drop", "vqvae_share", "noise_share", "end_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be a share from 0 to 1.")
-        weights = ("denoise_weight", "velocity_weight", "spread_weight", "visibility_weight")
+        weights = ("outline_weight", "velocity_weight", "spread_weight", "visibility_weight")
         for name in (*weights, "key_noise", "rotate", "stretch"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more.")

@@ -39,7 +39,7 @@ def velocity(values: Tensor, windows: Windows) -> Tensor:
 
 def counted_joints(visible: Tensor, base: Base) -> Tensor:
     """(N, M, J, 1) 1 where a joint is seen (`visible`, (N, M, J)) and can be known: at least one key shows it."""
-    return (visible & base.anchored[:, None])[..., None].to(base.joints.dtype)
+    return (visible & base.anchored[:, None])[..., None].to(base.spline.dtype)
 
 
 def residual_losses(error: Tensor, mask: Tensor, windows: Windows, base: Base) -> dict[str, Mean]:
@@ -59,12 +59,22 @@ def residual_losses(error: Tensor, mask: Tensor, windows: Windows, base: Base) -
     }
 
 
-def spread_loss(error: Tensor, spread: Tensor, mask: Tensor) -> Mean:
-    """Negative log-likelihood of the outline's errors (N, M, J, 2) under a normal distribution of width `spread`.
+def outline_loss(error: Tensor, counted: Tensor, gap: Tensor) -> Mean:
+    """Mean distance (S, M, J, 2) of the outline from real motion, box coordinates per third of a second between keys.
 
-    The errors are no part of its gradient: a width must not make the outline neglect what is hard.
+    Plain distance, as it is scored. The unit makes segments of all lengths weigh alike: errors grow with the gap.
+
+    Args:
+        counted: (S, M, J) bool.
+        gap: (S,) seconds between the keys.
     """
-    ratio = (error.detach() / spread).square().clamp_max(25)
+    distance = (error.square().sum(-1) + 1e-6).sqrt() / (3 * gap[:, None, None])
+    return Mean((distance * counted).sum(), counted.sum())
+
+
+def spread_loss(clean: Tensor, spread: Tensor, mask: Tensor) -> Mean:
+    """Negative log-likelihood of the residuals (N, M, J, 2) under a normal distribution of width `spread`."""
+    ratio = (clean / spread).square().clamp_max(25)
     return Mean(((0.5 * ratio + spread.log()) * mask).sum(), 2 * mask.sum())
 
 

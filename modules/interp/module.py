@@ -16,12 +16,13 @@ from torchmetrics import MeanMetric
 from modules.checkpoint import load_frozen, read_export, save_export
 from modules.interp.config import InterpConfig, SamplingConfig
 from modules.interp.data import Encode, collate, person_item
-from modules.interp.losses import Mean, counted_joints, residual_losses, spread_loss, visibility_loss
+from modules.interp.losses import Mean, counted_joints, outline_loss, residual_losses, spread_loss, visibility_loss
 from modules.interp.network import InterpNetwork, network_config, preconditioning
 from modules.interp.noise import TRAIN_TIMESTEPS, draw_window_noise, noise_schedule
+from modules.interp.outline import cut_segments, hide_outer
 from modules.interp.sampler import DensePoses, sample
 from modules.interp.splines import clip_spline
-from modules.interp.windows import Windows, cut_windows, gather_frames, hide_neighbours, select_rows
+from modules.interp.windows import Windows, cut_windows, gather_frames
 from modules.metrics.pose import Average, mean_acceleration, position_error
 from modules.optim import OptimConfig, build_optimizer
 from modules.pose.boxes import denormalise
@@ -101,10 +102,14 @@ class InterpModule(L.LightningModule):
             keys = torch.where(chosen[..., None], coded.poses, keys)
             visibility = torch.where(chosen, coded.visibility & mask[..., None], visibility)
         if self.config.key_noise > 0:
-            spread = self.config.key_noise * torch.rand(clips, 1, 1, 1, generator=generator)
+            noisy = torch.rand(clips, 1, 1, 1, generator=generator) < self.config.noise_share
+            spread = self.config.key_noise * torch.rand(clips, 1, 1, 1, generator=generator) * noisy
             keys = keys + (spread * torch.randn(keys.shape, generator=generator)).to(device)
+        both = visibility & batch["key_visibility"]
+        square = (keys - batch["keys"]).square().sum(-1) * both
+        error = (square.sum((1, 2)) / both.sum((1, 2)).clamp_min(1)).sqrt()
         keys = torch.where(visibility[..., None], keys, torch.zeros_like(keys))
-        return batch | {"keys": keys, "key_visibility": visibility}
+        return batch | {"keys": keys, "key_visibility": visibility, "key_error": error}
 
     def _cut(self, batch: dict[str, Any]) -> Windows:
         return cut_windows(
@@ -114,36 +119,52 @@ class InterpModule(L.LightningModule):
             batch["key_times"],
             batch["poses"].shape[1],
             self.config.network.fps,
+            batch["key_error"],
         )
 
     def model_step(self, batch: dict[str, Any], generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Denoise windows of the batch at random diffusion steps: each loss, and their weighted sum as "loss"."""
         batch = self._degrade_keys(batch, generator)
-        windows = self._cut(batch)
+        windows, text = self._cut(batch), self.network.embed_text(batch["captions"])
+        course, outline = self._outline(windows, batch, text, generator)
         per_clip, clips = self.config.windows_per_clip, len(batch["poses"])
         if 0 < per_clip * clips < len(windows.clip):
             order = torch.randperm(len(windows.clip), generator=generator)[: per_clip * clips]
             windows = windows.select(order.to(windows.clip.device))
-        ends = torch.rand(len(windows.clip), generator=generator).to(self.device) / max(self.config.end_share, 1e-9)
-        windows = hide_neighbours(windows, ends < 0.5, (ends >= 0.5) & (ends < 1))
-        text = self.network.embed_text(batch["captions"])
-        groups = [self._losses(group, batch, text[group.clip], generator) for group in windows.by_length()]
+        groups = [
+            self._losses(group, batch | {"course": course}, text[group.clip], generator)
+            for group in windows.by_length()
+        ]
         found = {name: sum((group[name] for group in groups[1:]), groups[0][name]).value for name in groups[0]}
         weights = self.config
-        outline = found["outline_position"] + weights.velocity_weight * found["outline_velocity"]
-        denoised = found["position"] + weights.velocity_weight * found["velocity"]
-        loss = outline + weights.denoise_weight * denoised
+        loss = found["position"] + weights.velocity_weight * found["velocity"]
         loss = loss + weights.spread_weight * found["spread"] + weights.visibility_weight * found["visibility"]
-        return found | {"loss": loss}
+        loss = loss + weights.outline_weight * outline.value
+        return found | {"outline": outline.value, "loss": loss}
+
+    def _outline(
+        self, windows: Windows, batch: dict[str, Any], text: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Mean]:
+        """The outline of all clips as dense poses (B, T, J, 2), without gradient, and its loss."""
+        segments = cut_segments(windows, self.config.network.fps)
+        clips, count = len(text), len(segments.before)
+        keep = (torch.rand(clips, generator=generator) >= self.config.text_drop).to(self.device)
+        ends = torch.rand(2, count, generator=generator).to(self.device) < self.config.end_share
+        segments = hide_outer(segments, ends[0], ends[1])
+        course = self.network.course(segments, (text * keep[:, None])[windows.clip])
+        seen = segments.gather(batch["visibility"] & batch["frame_mask"][..., None]) & segments.frame_mask[..., None]
+        known = segments.left.key_visibility.any(1) | segments.right.key_visibility.any(1)
+        loss = outline_loss(course - segments.gather(batch["poses"]), seen & known[:, None], segments.gap)
+        return segments.scatter(course.detach(), clips, batch["poses"].shape[1]), loss
 
     def _losses(
         self, windows: Windows, batch: dict[str, Any], text: Tensor, generator: torch.Generator | None
     ) -> dict[str, Mean]:
-        """Losses of the outline on all windows, of the denoiser on some of them."""
+        """Losses of the denoiser on windows of similar length."""
         count = len(windows.clip)
         inside = gather_frames(windows, batch["frame_mask"]) & windows.frame_mask
         visible = gather_frames(windows, batch["visibility"]) & inside[..., None]
-        base = self.network.base(windows)
+        base = self.network.base(windows, gather_frames(windows, batch["course"]))
         mask = counted_joints(visible, base)
         clean = base.encode(gather_frames(windows, batch["poses"]))
         clean = torch.where(mask > 0, clean, torch.zeros_like(clean))
@@ -152,25 +173,17 @@ class InterpModule(L.LightningModule):
             for share in (self.config.key_drop, self.config.text_drop)
         )
         conditions = self.network.condition(windows, base, text, keep_keys, keep_text)
-        kept = mask * keep_keys[:, None, None, None]  # without keys there is no outline to learn
-        error = conditions.mean - clean
-        losses = {f"outline_{name}": mean for name, mean in residual_losses(error, kept, windows, base).items()}
-        losses["spread"] = spread_loss(error, conditions.spread, kept)
-
-        size = max(1, round(self.config.denoise_share * count))
-        chosen = torch.randperm(count, generator=generator)[:size].to(self.device)
-        windows, base, conditions = windows.select(chosen), select_rows(base, chosen), conditions.select(chosen)
-        clean, mask, visible, inside = clean[chosen], mask[chosen], visible[chosen], inside[chosen]
-        timesteps = torch.randint(TRAIN_TIMESTEPS, (size,), generator=generator).to(self.device)
+        spread = spread_loss(clean, conditions.spread, mask * keep_keys[:, None, None, None])
+        timesteps = torch.randint(TRAIN_TIMESTEPS, (count,), generator=generator).to(self.device)
         span = (windows.key_times[:, 2] - windows.key_times[:, 0]) / 2
         noise = draw_window_noise(tuple(clean.shape), span, self.config.network.fps, generator).to(self.device)
         noisy = noise_schedule().add_noise(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
         prediction = self.network(noisy, timesteps, windows, conditions)
         # In units in which the error of an untrained network has unit variance at every step.
         error = (prediction.residual - clean) / preconditioning(timesteps, conditions.spread.detach()).outward
-        losses |= residual_losses(error, mask, windows, base)
-        losses["visibility"] = visibility_loss(prediction.visibility, visible, inside)
-        return losses
+        losses = residual_losses(error, mask, windows, base)
+        visibility = visibility_loss(prediction.visibility, visible, inside)
+        return losses | {"spread": spread, "visibility": visibility}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         losses = self.model_step(batch)

@@ -1,7 +1,7 @@
 """The interpolator's network: a diffusion transformer over the frames of a window between key poses.
 
 What is diffused is the residual of a spline through the keys, in a unit that follows the motion of each joint
-(`Base`): a person who stands still gets little noise. `Outline` says in one cheap step which residual the keys let
+(`Base`): a person who stands still gets little noise. `Outline` says in one cheap step which motion the keys let
 expect, and how sure that is; the transformer denoises around it.
 
 N windows, M frames of a window, J joints, L tokens of a window, F frames of a token, W width, E width of the text.
@@ -22,25 +22,22 @@ from torch import Tensor, nn
 from modules.checkpoint import read_export
 from modules.interp.config import NetworkConfig
 from modules.interp.noise import TRAIN_TIMESTEPS
+from modules.interp.outline import ERROR_UNIT, POSE, Outline, Segments, key_motion
 from modules.interp.splines import window_spline
 from modules.interp.windows import Windows, select_rows
 from modules.pose.skeleton import NUM_JOINTS
 from modules.text import TextConfig, TextEncoder
 
-POSE = NUM_JOINTS * 2
-# The unit of the residual, as measured on motion capture: it grows with a joint's way between the keys, a little with
-# the body's, has a floor (box coordinates per third of a second, growing with the square of the time between keys), and
-# vanishes towards the keys like a sine; there, key poses with noise leave a rest.
-BODY_SHARE, STILL, AT_KEYS = 0.3, 0.02, 0.2
-# Sines on each side of the centre key, of which an outline is made.
-WAVES = 5
+# The unit of the residual vanishes towards the keys like a sine; there, key poses with noise leave a rest.
+AT_KEYS = 0.2
 
 
 @dataclass
 class Base:
     """What a window's keys say about its frames without any learning."""
 
-    joints: Tensor  # (N, M, J, 2) spline through the keys, box coordinates
+    spline: Tensor  # (N, M, J, 2) through the three keys, box coordinates
+    course: Tensor  # (N, M, J, 2) expected poses, box coordinates: the residual is measured from here
     keys: Tensor  # (N, 3, J, 2) keys with their unseen joints filled in
     motion: Tensor  # (N, J) typical size of what happens between the keys, box coordinates
     unit: Tensor  # (N, M, J, 1) typical residual on this side of the centre key
@@ -56,20 +53,19 @@ class Base:
 
     def encode(self, joints: Tensor) -> Tensor:
         """Dense poses (N, M, J, 2) -> scaled residual, about unit variance."""
-        return (joints - self.joints) / self.scale
+        return (joints - self.course) / self.scale
 
     def decode(self, residual: Tensor) -> Tensor:
         """Inverse of `encode`."""
-        return self.joints + residual * self.scale
+        return self.course + residual * self.scale
 
 
 @dataclass
 class Conditions:
     """What the denoiser is told about each window; the same for all steps of a sampling."""
 
-    mean: Tensor  # (N, M, J, 2) expected scaled residual; zeros where the keys are dropped
-    spread: Tensor  # (N, 1, J, 1) its standard deviation; ones where the keys are dropped
-    course: Tensor  # (N, M, J, 2) expected course of each joint from the centre key, box coordinates
+    spread: Tensor  # (N, 1, J, 1) standard deviation of the scaled residual; ones where the keys are dropped
+    course: Tensor  # (N, M, J, 2) the spline from the centre key on, box coordinates
     keys: Tensor  # (N, 4, W) tokens of the three keys and of "no key"
     key_mask: Tensor  # (N, 4) bool
     visibility: Tensor  # (N, M, J) of the keys, 0..1, zeros where dropped
@@ -165,55 +161,6 @@ class Block(nn.Module):
         return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
 
 
-class Outline(nn.Module):
-    """MLP from the three keys and the text to the expected residual and its spread.
-
-    The course of each joint is a sum of sines between the keys (any number of frames, any stride), of a shift at each
-    key (key poses with noise), and beyond the ends of a clip of sines that are free to end anywhere.
-    """
-
-    def __init__(self, *, width: int, layers: int, text_width: int) -> None:
-        super().__init__()
-        inputs = 5 * POSE + 4 * NUM_JOINTS + 5 + text_width
-        outputs = (2 * WAVES + 3) * POSE + NUM_JOINTS
-        sizes = [inputs] + [width] * layers
-        stack = [part for size in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(*size), nn.GELU())]
-        self.layers = nn.Sequential(*stack, nn.Linear(width, outputs))
-        last = self.layers[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-
-    def forward(self, windows: Windows, base: Base, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected scaled residual (N, M, J, 2) and its standard deviation (N, 1, J, 1). text: (N, E)."""
-        steps = base.keys[:, 1:] - base.keys[:, :-1]  # (N, 2, J, 2)
-        features = [
-            # What a movement looks like, as large as it is and in the unit of the output; about unit variance.
-            3 * steps.flatten(1),
-            (steps / base.motion[:, None, :, None]).flatten(1),
-            2 * base.keys[:, 1].flatten(1),
-            windows.key_visibility.flatten(1),
-            base.motion.log() + 2,
-            windows.key_mask,
-            (-windows.key_times[:, :1]).log(),
-            windows.key_times[:, 2:].log(),
-            text,
-        ]
-        out = self.layers(torch.cat([feature.to(text.dtype) for feature in features], dim=1))
-        waves, shifts, spread = out.split([2 * WAVES * POSE, 3 * POSE, NUM_JOINTS], dim=1)
-        orders = torch.arange(1, WAVES + 1, device=out.device)
-        orders = torch.where(windows.between[..., None], orders, orders - 0.5)  # (N, M, B)
-        sines = (torch.pi * orders * windows.phase[..., None]).sin()
-        on_left = (windows.times < 0)[..., None]
-        waves = waves.unflatten(1, (2 * WAVES, POSE))
-        course = torch.cat([sines * on_left, sines * ~on_left], dim=-1) @ waves  # (N, M, 2J)
-        near, far = 1 - windows.phase[..., None], windows.phase[..., None]
-        hats = torch.cat([far * on_left, near, far * ~on_left], dim=-1)  # (N, M, 3)
-        course = course + hats @ shifts.unflatten(1, (3, POSE))
-        mean = course.unflatten(-1, (NUM_JOINTS, 2)) / base.profile
-        return mean, F.softplus(spread + 0.5)[:, None, :, None] + 0.01
-
-
 class InterpNetwork(nn.Module):
     """Text tower, residual coding and denoiser."""
 
@@ -244,7 +191,7 @@ class InterpNetwork(nn.Module):
         self.key_in = nn.Linear(2 * POSE + NUM_JOINTS, width)
         self.null_key = nn.Parameter(torch.zeros(width))  # what there is to see where no key is
         self.step_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.text_in = nn.Linear(self.text.pooled_width, width)
+        self.text_in = nn.Linear(self.text.pooled_width + 1, width)  # and the error of the keys
         self.blocks = nn.ModuleList(Block(width=width, heads=heads, mlp_ratio=mlp_ratio) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.residual_out = nn.Linear(width, frames_per_token * POSE)
@@ -272,25 +219,35 @@ class InterpNetwork(nn.Module):
         """Pooled embeddings (B, E) of the captions."""
         return self.text(captions).pooled
 
-    def base(self, windows: Windows) -> Base:
-        """The spline through each window's keys, and the unit of its residual."""
+    def course(self, segments: Segments, text: Tensor) -> Tensor:
+        """Expected poses (S, M, J, 2) between keys, box coordinates. text: (N, E) of all windows the segments are of."""
+        return self.outline(segments, text[segments.before], text[segments.before + 1])
+
+    def base(self, windows: Windows, course: Tensor | None = None) -> Base:
+        """What the residual of each window is measured from, and its unit.
+
+        Args:
+            course: (N, M, J, 2) expected poses, box coordinates, used between keys alone; None for the spline's.
+        """
         filled = windows.fill()
         if self.base_kind == "none":
-            joints = filled.joints.new_zeros(*windows.times.shape, NUM_JOINTS, 2)
+            spline = filled.joints.new_zeros(*windows.times.shape, NUM_JOINTS, 2)
+            course = spline
             motion, profile = torch.ones_like(filled.joints[:, 0, :, 0]), torch.ones_like(windows.times)
         else:
-            joints = window_spline(filled, windows.key_times, windows.times, self.base_kind)
-            motion = _motion(filled.joints, windows)
+            spline = window_spline(filled, windows.key_times, windows.times, self.base_kind)
+            motion = key_motion(filled.joints, windows)
             profile = (torch.pi * windows.phase).sin().clamp_min(AT_KEYS)
         on_left = windows.times[..., None] < 0  # (N, M, 1)
         between = torch.where(on_left, filled.left_known[:, None], filled.right_known[:, None])  # (N, M, J)
         ratio = torch.where(between, self.residual_ratio[0], self.residual_ratio[1])  # (N, M, J)
-        seen = windows.key_visibility.to(joints.dtype)  # (N, 3, J)
+        seen = windows.key_visibility.to(spline.dtype)  # (N, 3, J)
         other = torch.where(on_left, seen[:, :1], seen[:, 2:])  # (N, M, J)
         # Beyond the first or the last key of a clip the visibility of that key is all there is to go by.
         other = torch.where(windows.between[..., None], other, seen[:, 1:2])
         return Base(
-            joints=joints,
+            spline=spline,
+            course=spline if course is None else torch.where(windows.between[..., None, None], course, spline),
             keys=filled.joints,
             motion=motion,
             unit=(motion[:, None] * ratio)[..., None],
@@ -319,42 +276,41 @@ class InterpNetwork(nn.Module):
     ) -> Conditions:
         """Prepare what the denoiser is told.
 
+        It sees the three keys of its window alone and not the outline, which knows one key more on each side: so an
+        edited key reaches no further than two keys.
+
         Args:
             text: (N, E) pooled embedding of each window's caption.
             keep_keys, keep_text: (N,) bool; False drops the condition to zeros (classifier-free guidance).
         """
         text = text * keep_text[:, None]
         kept = keep_keys[:, None, None]  # (N, 1, 1)
-        mean, spread = self.outline(windows, base, text)
-        mean = mean * kept[..., None]
+        spread = self.outline.keys(windows, text).spread[:, None]  # (N, 1, J)
         keys, key_mask = self._key_tokens(windows, base, keep_keys)
         return Conditions(
-            mean=mean,
-            spread=torch.where(kept[..., None], spread, 1.0),
-            course=(base.decode(mean.detach()) - base.keys[:, 1:2]) * kept[..., None],
+            spread=torch.where(kept, spread, 1.0)[..., None],
+            course=(base.spline - base.keys[:, 1:2]) * kept[..., None],
             keys=keys,
             key_mask=key_mask,
             visibility=base.visibility * kept,
-            text=self.text_in(text),
+            text=self.text_in(torch.cat([text, ERROR_UNIT * windows.key_error[:, None].to(text.dtype)], dim=1)),
             keep_keys=keep_keys,
         )
 
     def forward(self, noisy: Tensor, timesteps: Tensor, windows: Windows, conditions: Conditions) -> Prediction:
         """Predict the clean residual and the visibility.
 
-        Preconditioned as in Karras et al. (2022), here around the outline: with a last layer of zeros this is the best
-        denoiser of a normal distribution with the outline's mean and spread.
+        Preconditioned as in Karras et al. (2022): with a last layer of zeros this is the best denoiser of a normal
+        distribution around the outline with the spread it gives.
 
         Args:
             noisy: (N, M, J, 2) noisy scaled residual.
             timesteps: (N,) diffusion steps, 0..999.
         """
-        mean, spread = conditions.mean.detach(), conditions.spread.detach()
-        gains = preconditioning(timesteps, spread)
-        offset = noisy - gains.signal * mean
+        gains = preconditioning(timesteps, conditions.spread.detach())
         features = torch.cat(
             [
-                (offset * gains.inward).flatten(2),
+                (noisy * gains.inward).flatten(2),
                 conditions.course.flatten(2),
                 conditions.visibility,
                 torch.where(windows.times < 0, -windows.phase, windows.phase)[..., None],
@@ -376,7 +332,7 @@ class InterpNetwork(nn.Module):
         # The keys' own visibility is right almost everywhere: the network says where it is not.
         known = 4 * (2 * conditions.visibility - 1) * conditions.keep_keys[:, None, None]
         return Prediction(
-            residual=mean + gains.skip * offset + gains.outward * correction,
+            residual=gains.skip * noisy + gains.outward * correction,
             visibility=self._to_frames(self.visibility_out(x), length) + known,
         )
 
@@ -399,16 +355,6 @@ class InterpNetwork(nn.Module):
         null = self.null_key.expand(len(tokens), 1, -1)
         mask = windows.key_mask & keep_keys[:, None]
         return torch.cat([tokens, null], dim=1), F.pad(mask, (0, 1), value=True)
-
-
-def _motion(keys: Tensor, windows: Windows) -> Tensor:
-    """Typical size of what happens between a window's keys, filled in as (N, 3, J, 2): (N, J)."""
-    ways = (keys[:, 1:] - keys[:, :-1]).square().sum((-1, 1))  # (N, J)
-    # At the ends of a clip one segment stands for both.
-    ways = ways * torch.where(windows.key_mask.all(1), 1.0, 2.0)[:, None]
-    thirds = 1.5 * (windows.key_times[:, 2:] - windows.key_times[:, :1])  # (N, 1) thirds of a second between keys
-    floor = (STILL * thirds**2) ** 2
-    return (thirds * (ways + BODY_SHARE * ways.mean(-1, keepdim=True) + floor)).sqrt()
 
 
 def from_export(directory: Path) -> InterpNetwork:

@@ -14,8 +14,9 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from torch import Tensor
 
 from modules.interp.config import SamplingConfig
-from modules.interp.network import Base, InterpNetwork
+from modules.interp.network import Base, Conditions, InterpNetwork
 from modules.interp.noise import SCHEDULE, draw_noise
+from modules.interp.outline import cut_segments
 from modules.interp.windows import Windows, blend_windows, cut_windows, gather_frames
 from modules.pose.skeleton import NUM_JOINTS
 
@@ -71,17 +72,19 @@ def sample(
     """
     sampling = sampling or SamplingConfig()
     device, clips = keys.device, len(keys)
-    windows = cut_windows(keys, key_visibility, key_mask, key_times, num_frames, network.fps)
+    windows = cut_windows(keys, key_visibility, key_mask, key_times, num_frames, network.fps, sampling.key_error)
     shape = (clips, num_frames, NUM_JOINTS, 2)
     noise = sampling.temperature * draw_noise(shape, key_times, key_mask, network.fps, generator)
     noise, text = noise.to(device), _window_text(network, captions, windows, key_mask).to(device)
+    course = _course(network, windows, text, clips, num_frames)
     joints, logits = [], []
     for index in torch.arange(len(windows.clip), device=device).split(max_windows):
         part = windows.select(index)
-        base = network.base(part)
-        residual, visible = _denoise(
-            network, part, base, gather_frames(part, noise), text[index], captions is not None, sampling
-        )
+        base = network.base(part, gather_frames(part, course))
+        everything = torch.ones(len(index), dtype=torch.bool, device=device)
+        full = network.condition(part, base, text[index], everything, everything & (captions is not None))
+        empty = network.condition(part, base, text[index], ~everything, ~everything)
+        residual, visible = _denoise(network, part, base, gather_frames(part, noise), full, empty, sampling)
         joints.append(base.decode(residual))
         logits.append(visible)
     dense = blend_windows(windows, torch.cat(joints), clips, num_frames)
@@ -108,20 +111,26 @@ def _window_text(
     return torch.cat([embedded[rows[clip][key]] for clip, key in key_mask.nonzero().tolist()])
 
 
+def _course(network: InterpNetwork, windows: Windows, text: Tensor, clips: int, num_frames: int) -> Tensor:
+    """What the keys let expect, as dense poses (B, T, J, 2). text: (N, E)."""
+    segments = cut_segments(windows, network.fps)
+    return segments.scatter(network.course(segments, text), clips, num_frames)
+
+
 def _denoise(
     network: InterpNetwork,
     windows: Windows,
     base: Base,
     noise: Tensor,
-    text: Tensor,
-    with_text: bool,
+    full: Conditions,
+    empty: Conditions,
     sampling: SamplingConfig,
 ) -> tuple[Tensor, Tensor]:
-    """Scaled residual (N, M, J, 2) and visibility logits (N, M, J) of the windows."""
+    """Scaled residual (N, M, J, 2) and visibility logits (N, M, J) of the windows.
+
+    `full` and `empty`: with all conditions and with none, for guidance.
+    """
     solver = make_solver(sampling.solver, sampling.steps)
-    everything = torch.ones(len(noise), dtype=torch.bool, device=noise.device)
-    full = network.condition(windows, base, text, everything, everything & with_text)
-    empty = network.condition(windows, base, text, ~everything, ~everything)
     current, visible = noise, noise.new_zeros(noise.shape[:-1])
     for timestep in solver.timesteps:
         at = timestep.to(noise.device).expand(len(noise))

@@ -74,18 +74,30 @@ def window_spline(filled: FilledKeys, key_times: Tensor, times: Tensor, kind: st
     if kind == "linear":
         return torch.lerp(start, stop, u)
     assert kind == "pchip", kind
-    # A side that no key shows takes the other side's velocity: the end of a curve through two points is straight.
-    # (A joint filled in on the line between the outer keys has the same velocity on both sides.)
-    lone = filled.left_known ^ filled.right_known
-    before, after = (
-        torch.where((lone & filled.right_known)[..., None], after, before),
-        torch.where((lone & filled.left_known)[..., None], before, after),
-    )
+    before, after = _velocities(before, after, filled)
     at_left = _end_slope(before, after, first, second)
     at_centre = _inner_slope(before, after, first, second)
     at_right = _end_slope(after, before, second, first)
     start_slope = torch.where(on_left, at_left[:, None], at_centre[:, None]) * length
     stop_slope = torch.where(on_left, at_centre[:, None], at_right[:, None]) * length
+    return _cubic(start, start_slope, stop, stop_slope, u)
+
+
+def centre_velocity(filled: FilledKeys, key_times: Tensor) -> Tensor:
+    """Velocity (N, J, 2), per second, at which the "pchip" spline passes the centre key; key_times: (N, 3) seconds."""
+    left, centre, right = filled.joints.unbind(1)
+    first, second = (key_times[:, 1:] - key_times[:, :-1])[..., None, None].unbind(1)  # (N, 1, 1)
+    before, after = _velocities((centre - left) / first, (right - centre) / second, filled)
+    return _inner_slope(before, after, first, second)
+
+
+def hermite(start: Tensor, start_slope: Tensor, stop: Tensor, stop_slope: Tensor, share: Tensor) -> Tensor:
+    """Cubic curves (S, M, J, 2) between two poses, each (S, J, 2), with slopes per segment, at `share` (S, M), 0..1."""
+    ends = (value[:, None] for value in (start, start_slope, stop, stop_slope))
+    return _cubic(*ends, share[..., None, None])
+
+
+def _cubic(start: Tensor, start_slope: Tensor, stop: Tensor, stop_slope: Tensor, u: Tensor) -> Tensor:
     square, cube = u * u, u * u * u
     return (
         start * (2 * cube - 3 * square + 1)
@@ -93,6 +105,17 @@ def window_spline(filled: FilledKeys, key_times: Tensor, times: Tensor, kind: st
         + stop * (3 * square - 2 * cube)
         + stop_slope * (cube - square)
     )
+
+
+def _velocities(before: Tensor, after: Tensor, filled: FilledKeys) -> tuple[Tensor, Tensor]:
+    """Mean velocities (N, J, 2) on both sides of the centre key.
+
+    A side that no key shows takes the other side's: the end of a curve through two points is straight. (A joint filled
+    in on the line between the outer keys has the same velocity on both sides.)
+    """
+    lone = filled.left_known ^ filled.right_known
+    from_right, from_left = (lone & filled.right_known)[..., None], (lone & filled.left_known)[..., None]
+    return torch.where(from_right, after, before), torch.where(from_left, before, after)
 
 
 def _inner_slope(before: Tensor, after: Tensor, first: Tensor, second: Tensor) -> Tensor:

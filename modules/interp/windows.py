@@ -19,7 +19,7 @@ from torch import Tensor
 
 from modules.interp.splines import FilledKeys, fill_keys
 
-_SLACK = 1e-3  # frames: key times on the frame grid, computed in floating point
+SLACK = 1e-3  # frames: key times on the frame grid, computed in floating point
 
 
 Rows = TypeVar("Rows")
@@ -46,6 +46,7 @@ class Windows:
     key_visibility: Tensor  # (N, 3, J) bool
     key_mask: Tensor  # (N, 3) bool: False for a neighbour that does not exist
     key_times: Tensor  # (N, 3), ascending; a missing neighbour has the time it would have
+    key_error: Tensor  # (N,) how far off the key poses are, root of the mean square, box coordinates; 0: exact
 
     def select(self, index: Tensor) -> Windows:
         """Some of the windows."""
@@ -74,7 +75,13 @@ def _neighbours(values: Tensor) -> Tensor:
 
 
 def cut_windows(
-    keys: Tensor, key_visibility: Tensor, key_mask: Tensor, key_times: Tensor, num_frames: int, fps: float
+    keys: Tensor,
+    key_visibility: Tensor,
+    key_mask: Tensor,
+    key_times: Tensor,
+    num_frames: int,
+    fps: float,
+    key_error: Tensor | float = 0.0,
 ) -> Windows:
     """One window for every real key of every clip.
 
@@ -86,6 +93,7 @@ def cut_windows(
         key_mask: (B, K) bool, real keys first.
         key_times: (B, K) seconds, ascending over the real keys; frame i is at i / fps.
         num_frames: T, frames of the (padded) clips.
+        key_error: of all clips or of each, (B,).
     """
     times = _neighbours(key_times.double())  # (B, K, 3)
     exists = _neighbours(key_mask)  # (B, K, 3)
@@ -96,8 +104,8 @@ def cut_windows(
     # A missing neighbour is as far away as the other one; a clip with a single key has segments of a third of a second.
     left = torch.where(exists[:, 0], times[:, 0], torch.where(exists[:, 2], -times[:, 2], -1 / 3))
     right = torch.where(exists[:, 2], times[:, 2], -left)
-    first = ((left + centre[:, 0]) * fps - _SLACK).ceil().long().clamp_min(0)  # (N,)
-    last = ((right + centre[:, 0]) * fps + _SLACK).floor().long().clamp_max(num_frames - 1)
+    first = ((left + centre[:, 0]) * fps - SLACK).ceil().long().clamp_min(0)  # (N,)
+    last = ((right + centre[:, 0]) * fps + SLACK).floor().long().clamp_max(num_frames - 1)
     length = int((last - first).max()) + 1
     frames = first[:, None] + torch.arange(length, device=keys.device)  # (N, M)
     frame_mask = frames <= last[:, None]
@@ -110,6 +118,7 @@ def cut_windows(
     u = 1 - phase
     weight = torch.where(neighbour, u * u * (3 - 2 * u), 1.0) * frame_mask
     dtype = keys.dtype
+    error = torch.as_tensor(key_error, dtype=dtype, device=keys.device).expand(len(keys))
     visible = _neighbours(key_visibility)[real] & exists[..., None]
     return Windows(
         clip=real[0],
@@ -124,31 +133,7 @@ def cut_windows(
         key_visibility=visible,
         key_mask=exists,
         key_times=torch.stack([left, torch.zeros_like(left), right], dim=1).to(dtype),
-    )
-
-
-def hide_neighbours(windows: Windows, hide_left: Tensor, hide_right: Tensor) -> Windows:
-    """Windows as at the ends of a clip: without the key before (`hide_left`, (N,) bool) or the one after the centre.
-
-    A window keeps at least one neighbour. Its frames stay, and those on the hidden side lie beyond the end.
-    """
-    hide_left = hide_left & windows.key_mask[:, 2]
-    hide_right = hide_right & windows.key_mask[:, 0] & ~hide_left
-    exists = windows.key_mask & ~torch.stack([hide_left, torch.zeros_like(hide_left), hide_right], dim=1)
-    on_left = windows.times < 0
-    hidden = torch.where(on_left, hide_left[:, None], hide_right[:, None])  # (N, M)
-    left, centre, right = windows.key_times.unbind(1)
-    left, right = torch.where(hide_left, -right, left), torch.where(hide_right, -left, right)
-    gap = torch.where(on_left, -left[:, None], right[:, None])
-    return replace(
-        windows,
-        gap=gap,
-        phase=(windows.times.abs() / gap).clamp(0, 1),
-        between=windows.between & ~hidden,
-        keys=windows.keys * exists[..., None, None],
-        key_visibility=windows.key_visibility & exists[..., None],
-        key_mask=exists,
-        key_times=torch.stack([left, centre, right], dim=1),
+        key_error=error[real[0]],
     )
 
 

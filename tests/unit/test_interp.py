@@ -22,7 +22,7 @@ from modules.interp.network import InterpNetwork, preconditioning
 from modules.interp.noise import draw_noise, draw_window_noise
 from modules.interp.sampler import make_solver, sample
 from modules.interp.splines import clip_spline, fill_keys, window_spline
-from modules.interp.windows import Windows, blend_windows, cut_windows, gather_frames, hide_neighbours
+from modules.interp.windows import Windows, blend_windows, cut_windows, gather_frames
 from modules.pose.scene import Clip, Scene, make_person
 from modules.text import TextConfig
 
@@ -112,18 +112,6 @@ def test_groups_of_similar_length_hold_every_window_once() -> None:
     groups = windows.by_length()
     assert sum(len(group.clip) for group in groups) == len(windows.clip)
     assert sum(int(group.frame_mask.sum()) for group in groups) == int(windows.frame_mask.sum())
-
-
-def test_hidden_neighbours_look_like_the_ends_of_a_clip() -> None:
-    batch = batch_of([31])  # keys at frames 0, 10, 20, 30
-    windows = windows_of(batch)
-    none, right = torch.zeros(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)
-    ends = hide_neighbours(windows, none, right)
-    both, last = [True, True, True], [True, True, False]
-    assert ends.key_mask.tolist() == [[False, *both[1:]], last, last, last]
-    ended = windows_of(batch | {"key_mask": batch["key_mask"] & (torch.arange(4) < 3)})
-    for name in ("times", "gap", "phase", "between", "keys", "key_visibility", "key_mask", "key_times"):
-        torch.testing.assert_close(getattr(ends, name)[2], getattr(ended, name)[2])
 
 
 def test_window_spline_against_scipy() -> None:
@@ -258,7 +246,8 @@ def test_conditions_are_dropped_one_by_one() -> None:
     text, other = (network.embed_text([caption]).expand(count, -1) for caption in ("A person waves.", "A man jumps."))
 
     def predict(windows: Windows, text: Tensor, keys: bool, words: bool) -> Tensor:
-        conditions = network.condition(windows, network.base(windows), text, yes & keys, yes & words)
+        base = network.base(windows)
+        conditions = network.condition(windows, base, text, yes & keys, yes & words)
         return network(noisy, steps, windows, conditions).residual
 
     full = predict(windows, text, True, True)
