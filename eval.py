@@ -9,7 +9,7 @@
   evaluator=       export that judges plans; empty: runs/evaluator/<name>/export
   chain=           config with the sampling settings of director, interpolator and renderer (configs/chain/demo.yaml)
   pictures=0       how many clips' true and found poses are drawn beside the report (vqvae, interp)
-  samples=1 details=false   interp: samples a person, and tables of cost, text, spectrum and long motion
+  samples=1 details=false   interp: samples a person, and tables of cost, text, spectrum, long motion, bad keys
   clips= videos=64 how many clips of the split (all), how many of them are rendered
   out=             folder of the report; empty: eval/ beside the export
   reuse=false      keep a report of the same export, data and settings
@@ -95,6 +95,9 @@ def make_job(paths: list[str], items: list[str]) -> Job:
         if stage == "llm":
             known.vqvae = read_export(export, "llm").config["vqvae"]["path"]
         exports = {stage: export}
+        tokenizer = read_export(export, "interp").config["vqvae"] if stage == "interp" and options.details else None
+        if tokenizer is not None:
+            exports["vqvae"] = known.vqvae = tokenizer
     else:
         exports = {}
     also = {"chain": CHAIN_STAGES, "llm": ("vqvae", "evaluator")}.get(stage, ())
@@ -166,13 +169,17 @@ def score_interp(job: Job) -> tuple[int, list[Table]]:
     from modules.evaluation.pictures import write_comparisons
 
     clips, sampling, options = job.held_out(), job.chain.pipeline.interp, job.options
-    trained, network = read_export(job.exports["interp"], "interp").config["strides"], job.pipeline().interpolator
+    trained, pipeline = read_export(job.exports["interp"], "interp").config["strides"], job.pipeline()
+    network = pipeline.interpolator
     people = sum(len(clip.scene.persons) for clip in clips)
     with Progress(len(STRIDES) * options.samples * people, "people") as progress:
         more = {"samples": options.samples, "trained": trained, "progress": progress}
         tables = evaluate(network, clips, sampling=sampling, seed=job.seed, **more)
     if options.details:
-        tables += details(network, functools.partial(gather, clips), sampling, STRIDES)
+        coded = ()
+        if "vqvae" in job.exports:
+            coded = pipeline.tokenizer, read_export(job.exports["vqvae"], "vqvae").config["stride"]
+        tables += details(network, functools.partial(gather, clips), sampling, STRIDES, *coded)
     chosen = clips[:: max(len(clips) // max(options.pictures, 1), 1)][: options.pictures]
     for stride in STRIDES if chosen else ():
         write_comparisons(Path(options.out) / "pictures", compared(network, chosen, stride, sampling, job.seed))

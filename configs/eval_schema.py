@@ -20,7 +20,7 @@ class EvalOptions:
     videos: int = 64  # clips or scenes that are rendered
     pictures: int = 0  # clips of which vqvae and interp draw true and found poses, in pictures/ beside the report
     samples: int = 1  # drawn by interp for every person; of more than one, the mean is scored as well
-    details: bool = False  # interp: tables of cost, text, spectrum and long motion
+    details: bool = False  # interp: tables of cost, text, spectrum, long motion, bad keys
     out: str = ""  # folder of the report; empty: eval/ beside the export
     reuse: bool = False  # keep a report of the same export, data and settings
 

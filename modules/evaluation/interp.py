@@ -34,6 +34,8 @@ class Motion:
     poses: np.ndarray  # (T, J, 2)
     seen: np.ndarray  # (T, J) bool
     at: np.ndarray  # (K,) frames of the keys
+    keys: np.ndarray  # (K, J, 2) as they are given to the interpolator
+    key_seen: np.ndarray  # (K, J) bool
     half: float  # px per unit
     caption: str
 
@@ -69,7 +71,9 @@ def gather(clips: Sequence[Clip], stride: int) -> list[Motion]:
         for person in clip.scene.persons:
             poses = normalise(person.joints, person.box, person.visibility).astype(np.float32)
             half = float(max(person.box[2] - person.box[0], person.box[3] - person.box[1])) / 2
-            motions.append(Motion(poses, person.visibility, at, half, clip.caption))
+            motions.append(
+                Motion(poses, person.visibility, at, poses[at], person.visibility[at], half, clip.caption)
+            )
     return motions
 
 
@@ -79,8 +83,8 @@ def spline(motions: Sequence[Motion], kind: str) -> list[tuple[np.ndarray, np.nd
     for motion in motions:
         frames = np.arange(len(motion.poses))
         nearest = np.abs(frames[:, None] - motion.at).argmin(1)
-        poses = clip_spline(motion.poses[motion.at], motion.seen[motion.at], motion.at, frames, kind)
-        result.append((poses, motion.seen[motion.at][nearest]))
+        poses = clip_spline(motion.keys, motion.key_seen, motion.at, frames, kind)
+        result.append((poses, motion.key_seen[nearest]))
     return result
 
 
@@ -104,8 +108,8 @@ def interpolate(
         times = torch.zeros(len(part), longest, dtype=torch.float64)
         for i, motion in enumerate(part):
             count = len(motion.at)
-            keys[i, :count] = torch.from_numpy(motion.poses[motion.at])
-            visibility[i, :count] = torch.from_numpy(motion.seen[motion.at])
+            keys[i, :count] = torch.from_numpy(motion.keys)
+            visibility[i, :count] = torch.from_numpy(motion.key_seen)
             mask[i, :count] = True
             times[i, :count] = torch.from_numpy(motion.at / network.fps)
         found = sample(

@@ -1,4 +1,4 @@
-"""What the main table of the interpolator leaves out: cost, text, variety, spectrum, and motion of any length.
+"""What the main table of the interpolator leaves out: cost, text, variety, spectrum, motion of any length, bad keys.
 
 Letters: N people, T frames, J joints (18).
 """
@@ -18,10 +18,12 @@ from modules.interp.network import InterpNetwork
 from modules.interp.sampler import sample
 from modules.pose.skeleton import BODY_JOINTS
 from modules.reports import Column, Table
+from modules.vqvae.network import PoseTokenizer
 
 EVALUATIONS = (1, 2, 4, 8, 16, 50)
 BANDS = ((0.5, 2), (2, 4), (4, 8), (8, 15))  # Hz
 _SPECTRUM_FRAMES = 64
+_NOISE = 0.02  # root of the mean square distance, box coordinates: about what detectors and tokenizers lose
 _BODY = list(BODY_JOINTS)
 Found = list[tuple[np.ndarray, np.ndarray]]
 
@@ -125,8 +127,8 @@ def long_motion(network: InterpNetwork, motions: Sequence[Motion], sampling: Sam
     """A minute of key poses, joined from clips: seams, speed, and what an edit of one key changes."""
     seconds = 60
     count = int(seconds * network.fps) // stride
-    keys = np.concatenate([motion.poses[motion.at] for motion in motions])
-    seen = np.concatenate([motion.seen[motion.at] for motion in motions])
+    keys = np.concatenate([motion.keys for motion in motions])
+    seen = np.concatenate([motion.key_seen for motion in motions])
     repeats = -(-count // len(keys))
     keys, seen = np.tile(keys, (repeats, 1, 1))[:count], np.tile(seen, (repeats, 1))[:count]
 
@@ -163,17 +165,89 @@ def long_motion(network: InterpNetwork, motions: Sequence[Motion], sampling: Sam
     return table
 
 
+def by_keys(
+    network: InterpNetwork,
+    motions: Sequence[Motion],
+    sampling: SamplingConfig,
+    stride: int,
+    tokenizer: PoseTokenizer | None = None,
+) -> Table:
+    """Key poses that are off: by noise, and through the pose tokenizer where one is given.
+
+    The network keeps them, or is told how far off keys of this kind are on the average and may repair them.
+    """
+    columns = [
+        Column("MPJPE", "fine", "down"), Column("at keys", "fine", "down"), Column("acceleration", "fine"),
+        Column("through keys", "fine"), Column("jerk", "fine"),
+    ]  # fmt: skip
+    table = Table(f"key poses that are off, stride {stride}", columns)
+    rng = np.random.default_rng(0)
+    kinds = {f"noise of {_NOISE}": [_with_noise(motion, rng) for motion in motions]}
+    if tokenizer is not None:
+        kinds["tokenizer's"] = [_coded(motion, tokenizer) for motion in motions]
+    for kind, given in kinds.items():
+        error = np.sqrt(np.mean([_key_error(motion) for motion in given]))
+        free = replace(sampling, keep_keys=0.0, key_error=float(error))
+        for name, found in (
+            ("PCHIP", spline(given, "pchip")),
+            ("keys kept", interpolate(network, given, sampling, 0)),
+            ("keys repaired", interpolate(network, given, free, 0)),
+            ("repaired, temperature 0", interpolate(network, given, replace(free, temperature=0.0), 0)),
+        ):
+            errors = measure(motions, found)
+            through = np.nanmean(errors.at_keys) if np.isfinite(errors.at_keys).any() else None
+            table.add(
+                f"{kind} keys, {name}",
+                MPJPE=float(errors.position.mean()),
+                at_keys=float(errors.missed.mean()),
+                acceleration=float(errors.acceleration.mean()),
+                through_keys=through,
+                jerk=float(errors.jerk.mean()),
+            )
+    table.notes = [f"{len(motions)} people, one sample each; at keys: distance from the true pose."]
+    return table
+
+
+def _with_noise(motion: Motion, rng: np.random.Generator) -> Motion:
+    noise = rng.normal(0, _NOISE / 2**0.5, motion.keys.shape).astype(np.float32)
+    return replace(motion, keys=motion.keys + noise * motion.key_seen[..., None])
+
+
+@torch.no_grad()
+def _coded(motion: Motion, tokenizer: PoseTokenizer) -> Motion:
+    """The keys as the tokenizer gives them back."""
+    device = next(tokenizer.parameters()).device
+    poses, seen = torch.from_numpy(motion.keys)[None].to(device), torch.from_numpy(motion.key_seen)[None].to(device)
+    found = tokenizer(poses, seen, torch.ones(seen.shape[:2], dtype=torch.bool, device=device))
+    key_seen = found.visibility[0].cpu().numpy()
+    return replace(motion, keys=found.poses[0].cpu().numpy() * key_seen[..., None], key_seen=key_seen)
+
+
+def _key_error(motion: Motion) -> float:
+    """Mean square distance of the given keys from the true ones."""
+    both = motion.key_seen & motion.seen[motion.at]
+    distance = np.square(motion.keys - motion.poses[motion.at]).sum(-1)
+    return float((distance * both).sum() / max(both.sum(), 1))
+
+
 def details(
     network: InterpNetwork,
     gathered: Callable[[int], list[Motion]],
     sampling: SamplingConfig,
     strides: Sequence[int],
+    tokenizer: PoseTokenizer | None = None,
+    tokenizer_stride: int = 0,
 ) -> list[Table]:
-    """All of these tables for each stride; `gathered(stride)` gives the people."""
+    """All of these tables for each stride; `gathered(stride)` gives the people.
+
+    `tokenizer`: key poses at `tokenizer_stride` are also tried as it gives them back.
+    """
     tables = []
     for stride in strides:
         motions = gathered(stride)
         if motions:
             makers = (by_evaluations, by_text, spectrum, long_motion)
             tables += [make(network, motions, sampling, stride) for make in makers]
+            coder = tokenizer if stride == tokenizer_stride else None
+            tables.append(by_keys(network, motions, sampling, stride, coder))
     return tables

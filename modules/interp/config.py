@@ -8,6 +8,7 @@ from modules.errors import UserError
 from modules.optim import OptimConfig
 from modules.text import TextConfig
 
+ARCHITECTURES = ("attention", "linear")
 BASES = ("pchip", "linear", "none")
 SOLVERS = ("dpmsolver++", "ddim")
 
@@ -16,9 +17,10 @@ SOLVERS = ("dpmsolver++", "ddim")
 class NetworkConfig:
     """The denoising transformer.
 
-    `frames_per_token`: 1 is the finest; larger tokens cost less. `outline_*`: the MLP that says what the keys let
-    expect. `base`: the spline whose residual is diffused; "none" diffuses the pose itself. `fps`: rate of the dense
-    frames.
+    `architecture`: "attention" over the frames and to the key poses, or "linear", the literal reading of the paper's
+    linear diffusion: linear layers alone. `frames_per_token`: 1 is the finest; larger tokens cost less. `outline_*`:
+    the MLPs that say what the keys let expect. `base`: the spline whose residual is diffused; "none" diffuses the pose
+    itself, without an outline. `fps`: rate of the dense frames.
     """
 
     width: int = 96
@@ -26,6 +28,7 @@ class NetworkConfig:
     heads: int = 4
     mlp_ratio: float = 2.0
     frames_per_token: int = 1
+    architecture: str = "attention"
     outline_width: int = 256
     outline_layers: int = 3
     base: str = "pchip"
@@ -36,6 +39,10 @@ class NetworkConfig:
         if self.width % self.heads or self.width % 2:
             raise UserError(
                 f"network.width is {self.width}; it must be even and a multiple of network.heads = {self.heads}."
+            )
+        if self.architecture not in ARCHITECTURES:
+            raise UserError(
+                f"network.architecture is {self.architecture!r}; allowed: {', '.join(ARCHITECTURES)}."
             )
         if self.frames_per_token < 1:
             raise UserError(f"network.frames_per_token is {self.frames_per_token}; it must be 1 or more.")

@@ -30,6 +30,7 @@ from modules.text import TextConfig, TextEncoder
 
 # The unit of the residual vanishes towards the keys like a sine; there, key poses with noise leave a rest.
 AT_KEYS = 0.2
+KEY_TOKENS = 4  # the three keys of a window, and "no key"
 
 
 @dataclass
@@ -135,29 +136,47 @@ class Attention(nn.Module):
         return self.out(seen.transpose(1, 2).flatten(2))
 
 
-class Block(nn.Module):
-    """Self-attention over time, cross-attention to the key poses, MLP; each modulated and gated (adaLN-zero)."""
+class LinearKeys(nn.Module):
+    """The key poses through one linear layer, the same for every token: what stands in for cross-attention to them."""
 
-    def __init__(self, *, width: int, heads: int, mlp_ratio: float) -> None:
+    def __init__(self, *, width: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(KEY_TOKENS * width, width)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor) -> Tensor:
+        """x: (N, M, W); context: (N, 4, W); mask: (N, 4) bool. Returns (N, 1, W)."""
+        return self.out((context * mask[..., None]).flatten(1))[:, None]
+
+
+class Block(nn.Module):
+    """Self-attention over time, cross-attention to the key poses, MLP; each modulated and gated (adaLN-zero).
+
+    With `architecture` "linear" there is no attention: tokens see the keys by a linear layer, and each other not at
+    all.
+    """
+
+    def __init__(self, *, width: int, heads: int, mlp_ratio: float, architecture: str) -> None:
         super().__init__()
         hidden = int(width * mlp_ratio)
+        attends = architecture == "attention"
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.time = Attention(width=width, heads=heads)
-        self.keys = Attention(width=width, heads=heads)
+        self.time = Attention(width=width, heads=heads) if attends else None
+        self.keys = Attention(width=width, heads=heads) if attends else LinearKeys(width=width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
-        self.modulation = nn.Linear(width, 9 * width)
+        self.modulation = nn.Linear(width, (9 if attends else 6) * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
     def forward(self, x: Tensor, mask: Tensor, keys: Tensor, key_mask: Tensor, condition: Tensor) -> Tensor:
         """x: (N, M, W); mask: (N, M); keys: (N, 4, W); key_mask: (N, 4); condition: (N, W)."""
-        modulation = self.modulation(condition)[:, None].chunk(9, dim=-1)  # 9 x (N, 1, W)
-        shift, scale, gate = modulation[:3]
-        y = self.norm(x) * (1 + scale) + shift
-        x = x + gate * self.time(y, y, mask)
-        shift, scale, gate = modulation[3:6]
+        modulation = list(self.modulation(condition)[:, None].split(x.shape[-1], dim=-1))  # each (N, 1, W)
+        if self.time is not None:
+            shift, scale, gate, *modulation = modulation
+            y = self.norm(x) * (1 + scale) + shift
+            x = x + gate * self.time(y, y, mask)
+        shift, scale, gate, *modulation = modulation
         x = x + gate * self.keys(self.norm(x) * (1 + scale) + shift, keys, key_mask)
-        shift, scale, gate = modulation[6:]
+        shift, scale, gate = modulation
         return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
 
 
@@ -174,6 +193,7 @@ class InterpNetwork(nn.Module):
         heads: int,
         mlp_ratio: float = 2.0,
         frames_per_token: int = 1,
+        architecture: str = "attention",
         outline_width: int = 256,
         outline_layers: int = 3,
         base: str = "pchip",
@@ -192,7 +212,9 @@ class InterpNetwork(nn.Module):
         self.null_key = nn.Parameter(torch.zeros(width))  # what there is to see where no key is
         self.step_in = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.text_in = nn.Linear(self.text.pooled_width + 1, width)  # and the error of the keys
-        self.blocks = nn.ModuleList(Block(width=width, heads=heads, mlp_ratio=mlp_ratio) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            Block(width=width, heads=heads, mlp_ratio=mlp_ratio, architecture=architecture) for _ in range(layers)
+        )
         self.norm = nn.LayerNorm(width)
         self.residual_out = nn.Linear(width, frames_per_token * POSE)
         self.visibility_out = nn.Linear(width, frames_per_token * NUM_JOINTS)
@@ -208,6 +230,7 @@ class InterpNetwork(nn.Module):
             heads=config.heads,
             mlp_ratio=config.mlp_ratio,
             frames_per_token=config.frames_per_token,
+            architecture=config.architecture,
             outline_width=config.outline_width,
             outline_layers=config.outline_layers,
             base=config.base,
@@ -220,7 +243,7 @@ class InterpNetwork(nn.Module):
         return self.text(captions).pooled
 
     def course(self, segments: Segments, text: Tensor) -> Tensor:
-        """Expected poses (S, M, J, 2) between keys, box coordinates. text: (N, E) of all windows the segments are of."""
+        """Expected poses (S, M, J, 2) between keys, box coordinates. text: (N, E) of the windows cut into segments."""
         return self.outline(segments, text[segments.before], text[segments.before + 1])
 
     def base(self, windows: Windows, course: Tensor | None = None) -> Base:

@@ -93,8 +93,7 @@ def centre_velocity(filled: FilledKeys, key_times: Tensor) -> Tensor:
 
 def hermite(start: Tensor, start_slope: Tensor, stop: Tensor, stop_slope: Tensor, share: Tensor) -> Tensor:
     """Cubic curves (S, M, J, 2) between two poses, each (S, J, 2), with slopes per segment, at `share` (S, M), 0..1."""
-    ends = (value[:, None] for value in (start, start_slope, stop, stop_slope))
-    return _cubic(*ends, share[..., None, None])
+    return _cubic(start[:, None], start_slope[:, None], stop[:, None], stop_slope[:, None], share[..., None, None])
 
 
 def _cubic(start: Tensor, start_slope: Tensor, stop: Tensor, stop_slope: Tensor, u: Tensor) -> Tensor:

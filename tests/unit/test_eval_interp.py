@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from modules.evaluation.interp import Motion, compared, evaluate, gather, mean_motion, measure
-from modules.evaluation.interp_details import BANDS, _power, details
+from modules.evaluation.interp_details import BANDS, _power, by_keys, details
 from modules.interp.config import NetworkConfig, SamplingConfig
 from modules.interp.network import InterpNetwork
 from modules.reports import Table
 from modules.text import TextConfig
+from modules.vqvae.config import NetworkConfig as TokenizerConfig
+from modules.vqvae.network import PoseTokenizer
 from tests.unit.test_interp import motion
 
 CLIPS = [motion(length, seed) for seed, length in enumerate((90, 71, 100))]
@@ -68,19 +70,33 @@ def test_power_is_told_by_band() -> None:
     poses[..., 0] = np.cumsum(speed)[:, None]
     # A joint that is not seen for a while jumps to (0, 0) and back: it has no say.
     seen[20:40, 4], poses[20:40, 4] = False, 0
-    power = _power([Motion(poses, seen, np.arange(0, 80, 10), 1.0, "")], [poses], 30)
+    power = _power([Motion(poses, seen, at := np.arange(0, 80, 10), poses[at], seen[at], 1.0, "")], [poses], 30)
     assert power.argmax() == BANDS.index((4, 8))
     assert power.max() > 0.95 * power.sum()
 
 
 def test_the_further_tables(network: InterpNetwork) -> None:
     tables = details(network, lambda stride: gather(CLIPS, stride), SamplingConfig(steps=2), [10])
-    evaluations, text, spectrum, long = tables
+    evaluations, text, spectrum, long, keys = tables
     assert [row.name for row in evaluations.rows][:3] == ["1", "2", "4"]
     assert cell(text, "right prompt", "spread") > 0
     assert cell(spectrum, "ours", "0.5-2 Hz") > 0
     assert 30 < cell(long, "ours", "frames changed by an edit") <= 41  # four segments of 10 frames, with the keys
     assert cell(long, "ours", "of them outside") == 0
+    assert [row.name for row in keys.rows][:2] == ["noise of 0.02 keys, PCHIP", "noise of 0.02 keys, keys kept"]
+    assert 0.015 < cell(keys, "noise of 0.02 keys, keys kept", "at keys") < 0.02
+
+
+def test_keys_through_the_tokenizer(network: InterpNetwork) -> None:
+    torch.manual_seed(0)
+    tokenizer = PoseTokenizer(TokenizerConfig(width=16, num_quantizers=2, codebook_size=8)).eval()
+    motions = gather(CLIPS, 10)
+    table = by_keys(network, motions, SamplingConfig(steps=2), 10, tokenizer)
+    kept, repaired = (cell(table, f"tokenizer's keys, {name}", "at keys") for name in ("keys kept", "keys repaired"))
+    pchip = cell(table, "tokenizer's keys, PCHIP", "at keys")
+    assert kept == pytest.approx(pchip, rel=0.2)  # of an untrained tokenizer: far off
+    assert kept > 0.1
+    assert repaired != kept
 
 
 def test_scenes_to_look_at(network: InterpNetwork) -> None:

@@ -193,6 +193,12 @@ def test_keys_are_met_without_a_jump_beside_them() -> None:
     assert smooth < 0.2 * shift.abs().max()
 
 
+def test_the_error_of_the_keys_is_heard() -> None:
+    batch, network = batch_of([60]), network_of()
+    settings = {"temperature": 0.0, "keep_keys": 0.0}
+    assert not torch.equal(run(network, batch, key_error=0.05, **settings), run(network, batch, **settings))
+
+
 def test_beyond_the_last_key_the_spline_goes_on_whatever_is_drawn() -> None:
     batch, network = batch_of([48]), network_of()  # the last key is frame 40
     first, second = (run(network, batch, seed=seed) for seed in (0, 1))
@@ -236,8 +242,9 @@ def test_solvers_end_at_the_clean_sample(name: str, steps: int) -> None:
     torch.testing.assert_close(current, clean, atol=1e-3, rtol=0)
 
 
-def test_conditions_are_dropped_one_by_one() -> None:
-    batch, network = batch_of([60]), network_of()
+@pytest.mark.parametrize("architecture", ["attention", "linear"])
+def test_conditions_are_dropped_one_by_one(architecture: str) -> None:
+    batch, network = batch_of([60]), network_of(architecture=architecture)
     windows = windows_of(batch)
     edited = dataclasses.replace(windows, keys=windows.keys * 1.2, key_visibility=~windows.key_visibility)
     noisy = torch.randn(*windows.times.shape, J, 2)
@@ -339,9 +346,12 @@ def test_scores_leave_out_keys_padding_and_what_follows_the_last_key() -> None:
 def test_noisy_keys_differ_and_clean_ones_do_not() -> None:
     batch = batch_of([80, 57])
     assert torch.equal(module_of()._degrade_keys(batch)["keys"], batch["keys"])
-    noisy = module_of(key_noise=0.1)._degrade_keys(batch, torch.Generator().manual_seed(0))
+    noisy = module_of(key_noise=0.1, noise_share=1.0)._degrade_keys(batch, torch.Generator().manual_seed(0))
     offset = (noisy["keys"] - batch["keys"]).abs()
     assert 0 < offset[batch["key_visibility"]].mean() < 0.1
+    seen = batch["key_visibility"][0]
+    error = (noisy["keys"] - batch["keys"])[0][seen].square().sum(-1).mean().sqrt()
+    torch.testing.assert_close(noisy["key_error"][0], error)
     assert (offset[~batch["key_visibility"]] == 0).all()
 
 
@@ -381,6 +391,7 @@ def test_pictures() -> None:
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: NetworkConfig(width=10, heads=4), "multiple of network.heads"),
+    (lambda: NetworkConfig(architecture="mixer"), "allowed: attention, linear"),
     (lambda: NetworkConfig(base="cubic"), "allowed: pchip, linear, none"),
     (lambda: SamplingConfig(solver="euler"), "allowed: dpmsolver"),
     (lambda: SamplingConfig(keep_keys=2), "from 0 to 1"),
