@@ -13,10 +13,8 @@ that are in `out` already are not trained again. The rows `library ...` need `pi
 
 from __future__ import annotations
 
-import json
+import functools
 import sys
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +25,17 @@ from torch import Tensor, nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a script finds the packages beside its own folder only
 
-from configs.cli import run_script, split_arguments  # noqa: E402
-from configs.loader import load_config, load_typed  # noqa: E402
+from configs.cli import run_script  # noqa: E402
+from configs.loader import load_config  # noqa: E402
 from configs.schema import RunConfig  # noqa: E402
 from datamodules.folds import Folds  # noqa: E402
-from datamodules.webdataset import PoseDataModule, iter_clips  # noqa: E402
+from datamodules.webdataset import iter_clips  # noqa: E402
 from modules.errors import UserError  # noqa: E402
 from modules.evaluation.vqvae import batches  # noqa: E402
-from modules.files import atomic_write  # noqa: E402
 from modules.metrics.pose import PoseError  # noqa: E402
 from modules.vqvae.module import VQVAEModule  # noqa: E402
 from modules.vqvae.quantizer import Quantized  # noqa: E402
+from scripts.variants import VariantsConfig, fit, make_table, read_config  # noqa: E402
 
 # Row -> items on top of configs/vqvae/cmu.yaml, and arguments of the library's quantiser where that takes the own one's
 # place (to be held against `without depth dropout`).
@@ -76,18 +74,6 @@ ROWS: dict[str, tuple[list[str], dict[str, Any] | None]] = {
 PLAIN = ["model.rotate=0", "model.stretch=0", "model.tempo=0"]
 
 
-@dataclass
-class TableConfig:
-    data: str = "???"
-    group: str = "subject"
-    folds: int = 5
-    steps: int = 1000
-    batch_size: int = 128
-    seed: int = 0
-    rows: list[str] = field(default_factory=list)
-    out: str = "runs/tokenizer_table.json"
-
-
 class LibraryQuantizer(nn.Module):
     """A residual quantiser of vector-quantize-pytorch, as the pose tokenizer calls its own one."""
 
@@ -116,24 +102,9 @@ class LibraryQuantizer(nn.Module):
 
 
 def main(arguments: list[str]) -> None:
-    _, items, _ = split_arguments(arguments)
-    cfg = load_typed(TableConfig, [], items)
-    unknown = set(cfg.rows) - ROWS.keys()
-    if unknown:
-        raise UserError(f"unknown row {sorted(unknown)[0]!r}; known: {', '.join(ROWS)}")
-    torch.set_num_threads(1)
-    out = Path(cfg.out)
-    done: dict[str, dict[str, float]] = json.loads(out.read_text()) if out.is_file() else {}
-    for name in cfg.rows or ROWS:
-        if name not in done:
-            done[name] = measure(name, cfg)
-            with atomic_write(out) as file:
-                json.dump(done, file, indent=1)
-        print(row(name, done[name]), flush=True)
-    print("\n| variant | held aside | val | val, 1 code | velocity error | codes unused | CPU ms a step |")
-    print("|---|--:|--:|--:|--:|--:|--:|")
-    for name, figures in done.items():
-        print(row(name, figures))
+    cfg = read_config(arguments, ROWS, out="runs/tokenizer_table.json")
+    header = "| variant | held aside | val | val, 1 code | velocity error | codes unused | CPU ms a step |"
+    make_table(cfg, ROWS, functools.partial(measure, cfg=cfg), header, row)
 
 
 def row(name: str, f: dict[str, float]) -> str:
@@ -141,7 +112,7 @@ def row(name: str, f: dict[str, float]) -> str:
     return f"| {name} | {shares} | {f['ms']:.0f} |"
 
 
-def measure(name: str, cfg: TableConfig) -> dict[str, float]:
+def measure(name: str, cfg: VariantsConfig) -> dict[str, float]:
     """Train one variant and score it."""
     items, library = ROWS[name]
     run = load_config(
@@ -152,7 +123,7 @@ def measure(name: str, cfg: TableConfig) -> dict[str, float]:
     module = VQVAEModule(run.model, max_steps=cfg.steps)
     if library is not None:
         module.network.quantizer = LibraryQuantizer(module.network.quantizer, **library)  # type: ignore[assignment]
-    seconds = fit(module, run, cfg)
+    seconds = fit(module, run, cfg, lambda batch: module.model_step(batch)[0])
     module.eval()
     folds = Folds(cfg.group, cfg.folds)
     return {
@@ -167,34 +138,6 @@ def _val_scores(module: VQVAEModule, run: RunConfig) -> dict[str, float]:
     own = hasattr(module.network.quantizer, "lookup")
     first = score(module, run, "val", None, depths=1)["mpjpe"] if own else float("nan")
     return {"val": full["mpjpe"], "val_1": first, "velocity": full["velocity_error"], "dead": full["dead"]}
-
-
-def fit(module: VQVAEModule, run: RunConfig, cfg: TableConfig) -> float:
-    """Train, and give the seconds of processor time, from the steps after the first ten."""
-    data = PoseDataModule(
-        path=run.data.path, columns=module.columns, encode=module.encode, collate=module.collate,
-        batch_size=cfg.batch_size, group=cfg.group, folds=cfg.folds, seed=cfg.seed,
-    )  # fmt: skip
-    configured = module.configure_optimizers()
-    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
-    loader = data.train_dataloader()
-    step, started = 0, 0.0
-    module.train()
-    while step < cfg.steps:
-        for batch in loader:
-            started = time.process_time() if step == 10 else started
-            loss, _, _ = module.model_step(batch)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(module.parameters(), run.trainer.gradient_clip)
-            optimizer.step()
-            scheduler.step()
-            step += 1
-            if step % 200 == 0:
-                print(f"  step {step}  loss {float(loss):.4f}", flush=True)
-            if step == cfg.steps:
-                break
-    return (time.process_time() - started) * cfg.steps / (cfg.steps - 10)
 
 
 @torch.inference_mode()
