@@ -14,7 +14,7 @@ All sources:
   preview=0         clips to draw for a look, in out/preview
 
 synthetic: people who walk, wave, sit down, ... drawn before plain backgrounds, with captions
-  train=2000 val=128 test=256   clips
+  train=4000 val=128 test=256   clips
   seed=0            another seed, other clips
 
 openpose: folders of OpenPose's --write_json (COCO-18 or BODY_25), one folder a video

@@ -27,7 +27,8 @@ class TrackingConfig:
     slack: float = 0.08  # how far from its prediction a person may be, at once ...
     speed: float = 1.2  # ... and more for each second since the last detection
     margin: float = 0.3  # share of that: another person so near to as good a match makes it unsure, and a cut
-    growth: float = 1.6  # change of size within `max_gap` beyond which it is another person
+    growth: float = 1.2  # change of size from one sighting to the next beyond which it is another person, or two in one
+    near: float = 0.25  # distance of two people within which a detector may give one pose for both
     min_joints: int = 5  # visible joints of a detection
 
 
@@ -84,6 +85,23 @@ def distances(first: np.ndarray, second: np.ndarray, threshold: float) -> np.nda
     return np.where(common >= _MIN_COMMON, (gap * seen).sum(-1) / np.maximum(common, 1), _FAR)
 
 
+def growth(first: np.ndarray, second: np.ndarray, threshold: float) -> np.ndarray:
+    """How much poses differ in size: (m, J, 3), (n, J, 3) -> (m, n), 1 or more, by the spread of their common joints.
+
+    A half-hidden person has fewer joints, but these have the same spread. Where two people stand before each other, a
+    detector gives one pose with limbs of both: its spread jumps.
+    """
+    both = (first[:, None, :, 2] > threshold) & (second[None, :, :, 2] > threshold)  # (m, n, J)
+    count = np.maximum(both.sum(-1), 1)[..., None]
+
+    def spread(points: np.ndarray) -> np.ndarray:
+        mean = (points * both[..., None]).sum(-2) / count
+        return np.sqrt((((points - mean[..., None, :]) * both[..., None]) ** 2).sum((-2, -1)) + 1e-6)
+
+    ratio = spread(second[None, :, :, :2]) / spread(first[:, None, :, :2])
+    return np.maximum(ratio, 1 / ratio)
+
+
 def clean(poses: np.ndarray, threshold: float, min_joints: int) -> np.ndarray:
     """Detections without those of too few joints and without second finds of the same person."""
     seen = (poses[..., 2] > threshold).sum(-1)
@@ -100,7 +118,9 @@ def link(frames: Sequence[np.ndarray], fps: float, threshold: float, config: Tra
     """Tracks of the people of a video.
 
     Each frame's detections go to the tracks by optimal assignment of pose distance to the predicted poses. Where
-    another assignment would be nearly as good, the people could be exchanged: all tracks concerned are cut there.
+    another assignment would be nearly as good, the people could be exchanged: all tracks concerned are cut there. So
+    they are where somebody vanishes or appears beside another: a detector gives one pose for two people who overlap,
+    and nobody knows whose.
 
     Args:
         frames: (n, J, 3) detections of each frame.
@@ -116,13 +136,15 @@ def link(frames: Sequence[np.ndarray], fps: float, threshold: float, config: Tra
         alive = [track for track in active if number - track.frames[-1] <= max_gap]
         done += [track for track in active if number - track.frames[-1] > max_gap]
         matches, unsure = _match(alive, detections, number, fps, threshold, config)
-        for track in unsure:
+        merged = _merged(alive, detections, matches, number, threshold, config)
+        for track in (*unsure, *merged):
             track.cut = True
         taken = set()
         for t, d in matches:
-            alive[t].add(number, detections[d], threshold)
-            taken.add(d)
-        done += unsure
+            if not alive[t].cut:
+                alive[t].add(number, detections[d], threshold)
+                taken.add(d)
+        done += [track for track in alive if track.cut]
         active = [track for track in alive if not track.cut]
         for d in set(range(len(detections))) - taken:
             track = Track()
@@ -148,11 +170,8 @@ def _match(
     cost = distances(predicted, detections, threshold)
     waited = np.array([number - track.frames[-1] for track in tracks]) / fps
     gate = config.slack + config.speed * waited
-    sizes = body_size(np.stack([track.poses[-1] for track in tracks]), threshold)
-    ratio = body_size(detections, threshold)[None] / np.maximum(sizes, 1e-6)[:, None]
-    # A crouching or half-hidden person changes size quickly, too: only what no person does is refused.
-    ratio_ok = np.maximum(ratio, 1 / np.maximum(ratio, 1e-6)) < config.growth
-    cost = np.where((cost < gate[:, None]) & ratio_ok, cost, _FAR)
+    ratio = growth(np.stack([track.poses[-1] for track in tracks]), detections, threshold)
+    cost = np.where((cost < gate[:, None]) & (ratio < config.growth), cost, _FAR)
     rows, columns = linear_sum_assignment(cost)
     pairs = [(int(t), int(d)) for t, d in zip(rows, columns, strict=True) if cost[t, d] < _FAR]
     unsure: set[int] = set()
@@ -163,3 +182,24 @@ def _match(
         if rivals or others:
             unsure |= {t, *rivals}
     return [(t, d) for t, d in pairs if t not in unsure], [tracks[t] for t in sorted(unsure)]
+
+
+def _merged(
+    tracks: list[Track],
+    detections: np.ndarray,
+    matches: list[tuple[int, int]],
+    number: int,
+    threshold: float,
+    config: TrackingConfig,
+) -> list[Track]:
+    """Tracks whose detection may be, or may have been, one pose for two people."""
+    if not matches:
+        return []
+    matched, found = {t for t, _ in matches}, {d for _, d in matches}
+    gone = [track for t, track in enumerate(tracks) if t not in matched and track.frames[-1] == number - 1]
+    lost = [track.predict(number) for track in gone]
+    new = [detection for d, detection in enumerate(detections) if d not in found]
+    if not lost and not new:
+        return []
+    close = distances(np.stack([detections[d] for _, d in matches]), np.stack([*lost, *new]), threshold).min(1)
+    return [tracks[t] for (t, _), distance in zip(matches, close, strict=True) if distance < config.near]
