@@ -36,7 +36,7 @@ def expand(pattern: str) -> list[str]:
     """Names that a pattern with braces (`{000..009}`) and, for files, wildcards stands for, in order.
 
     Raises:
-        UserError: a URL with wildcards whose file system is not installed.
+        UserError: a URL with wildcards whose file system is not installed or does not answer.
     """
     names: list[str] = []
     try:
@@ -48,7 +48,10 @@ def expand(pattern: str) -> list[str]:
             names += [name] if is_remote(name) or Path(name).exists() or not name.endswith(".tar") else []
         elif is_remote(name):
             system, protocol = _file_system(name)
-            names += sorted(f"{protocol}{found.removeprefix(protocol)}" for found in system.glob(name))
+            try:
+                names += sorted(f"{protocol}{found.removeprefix(protocol)}" for found in system.glob(name))
+            except Exception as error:  # each file system has errors of its own
+                raise UserError(f"{name} cannot be listed ({error}); check the address and your access") from error
         else:
             names += sorted(found for found in glob.glob(name) if not Path(found).name.startswith("."))
     return names

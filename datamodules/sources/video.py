@@ -80,6 +80,11 @@ def check_estimator(config: VideoConfig) -> None:
         path = getattr(config, name)
         if path and not Path(path).is_file():
             raise UserError(f"{name}={path} is no file; give an ONNX file, or none: rtmlib downloads its own")
+    if "rtmo" in config.pose_model:
+        raise UserError(
+            f"pose_model={config.pose_model}: rtmlib takes every path with 'rtmo' in it for RTMO, which is not known "
+            "here; give RTMPose weights, by another path"
+        )
     try:
         importlib.import_module("rtmlib")
     except ImportError as error:

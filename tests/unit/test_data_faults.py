@@ -7,17 +7,20 @@ import json
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from callbacks.bad_samples import BadSamples
+from datamodules.remote import _cache_folder
 from datamodules.sample import open_shard, write_sample
 from datamodules.shards import find_shards, index_shard, read_shard
 from modules.errors import UserError
 from tests.conftest import make_meta, make_poses
-from tests.unit.test_datamodule import module
+from tests.unit.test_datamodule import module, take
 
 GOOD = make_poses(np.random.default_rng(0), 1, 12)
 
@@ -276,3 +279,38 @@ def test_patterns_and_addresses(make_shards, tmp_path, monkeypatch):
     assert [r.key for r in read_shard(remote[0])] == ["train0", "train1"]
     with pytest.raises(UserError, match=r"nosuch://bucket/.* cannot be reached"):
         find_shards("nosuch://bucket", "train")
+
+
+class Bucket(MemoryFileSystem):
+    """What s3fs is to fsspec: another protocol, names without it, errors of its own."""
+
+    protocol = "s3"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("s3://"))
+
+    def glob(self, path: str, **options: Any) -> list[str]:
+        if "/nowhere/" in path:
+            raise ConnectionError("Could not connect to the endpoint URL")
+        return [name.lstrip("/") for name in super().glob(path, **options)]
+
+
+def test_object_stores(make_shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIRECTOR_CACHE", str(tmp_path / "cache"))
+    _cache_folder.cache_clear()
+    monkeypatch.setattr(fsspec, "filesystem", lambda protocol: {"s3": Bucket}[protocol]())
+    path = make_shards("set", train=(2, 2), val=(1, 2))
+    for shard in path.glob("*.tar"):
+        Bucket().pipe(f"s3://bucket/set/{shard.name}", shard.read_bytes())
+    shards = find_shards("s3://bucket/set", "train")
+    assert shards == [f"s3://bucket/set/train-00000{i}.tar" for i in range(2)]
+    assert find_shards("s3://bucket/set", "train-{000000..000001}.tar") == shards
+    assert take(module("s3://bucket/set").train_dataloader()) == take(module(path).train_dataloader())  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"s3://bucket/set/train-000007.tar cannot be copied .*check the address"):
+        list(read_shard("s3://bucket/set/train-000007.tar"))
+    with pytest.raises(UserError, match=r"s3://nowhere/set/train-\*.tar cannot be listed \(Could not connect"):
+        find_shards("s3://nowhere/set", "train")
+    _cache_folder.cache_clear()
