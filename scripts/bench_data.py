@@ -99,16 +99,22 @@ def plain_samples(shard: str) -> Iterator[dict[str, Any]]:
     yield raw
 
 
-def items_per_second(batches: Any, limit: int) -> float:
-    """Items of a loader over time, without the first batch: processes start in it."""
+def measure(batches: Any, limit: int) -> tuple[float, float]:
+    """Items a second and processor time an item (microseconds), without the first batch: processes start in it."""
     stream, count = iter(batches), 0
     next(stream)
-    start = time.perf_counter()
+    start, spent = time.perf_counter(), cpu_seconds()
     for batch in stream:
         count += len(batch["poses"])
         if count >= limit:
             break
-    return count / (time.perf_counter() - start)
+    return count / (time.perf_counter() - start), 1e6 * (cpu_seconds() - spent) / count
+
+
+def cpu_seconds() -> float:
+    """Of this process and its children."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 def module(cfg: BenchConfig, workers: int) -> PoseDataModule:
@@ -134,17 +140,23 @@ def compare(cfg: BenchConfig) -> None:
     print(f"{cfg.data}: {total} samples in {len(shards)} shards, {size:.0f} MiB")
     tars = max(bare(shards) for _ in range(cfg.rounds))
     print(f"bare tar iteration, 1 process: {tars:.0f} samples/s")
-    print(f"\n{'workers':<9}{'DataModule':>12}{'plain loop':>12}{'ratio':>8}{'of bare tars':>14}   (items/s)")
+    names = ("workers", "DataModule", "plain loop", "ratio", "of bare tars", "us", "us, plain", "ratio")
+    print("\nitems a second, and microseconds of processor time an item")
+    print("".join(f"{name:>13}" for name in names))
     for workers in cfg.workers:
         ours, plain = [], []
         for _ in range(cfg.rounds):
             loader = module(cfg, workers).train_dataloader()
-            ours.append(items_per_second((b for _ in range(4) for b in loader), total))
-            loop = DataLoader(PlainLoop(shards, cfg), batch_size=None, num_workers=workers)
-            plain.append(items_per_second((b for _ in range(4) for b in loop), total))
-        best = max(ours), max(plain)
-        ratio, share = best[0] / best[1], best[0] / tars
-        print(f"{workers:<9}{best[0]:>12.0f}{best[1]:>12.0f}{ratio:>8.0%}{share:>14.0%}")
+            ours.append(measure((b for _ in range(4) for b in loader), total))
+            loop = DataLoader(
+                PlainLoop(shards, cfg), batch_size=None, num_workers=workers, persistent_workers=workers > 0
+            )
+            plain.append(measure((b for _ in range(4) for b in loop), total))
+        speeds = [max(speed for speed, _ in found) for found in (ours, plain)]
+        times = [min(used for _, used in found) for found in (ours, plain)]
+        values = [f"{speeds[0]:.0f}", f"{speeds[1]:.0f}", f"{speeds[0] / speeds[1]:.0%}", f"{speeds[0] / tars:.0%}"]
+        values += [f"{times[0]:.0f}", f"{times[1]:.0f}", f"{times[1] / times[0]:.0%}"]
+        print(f"{workers:>13}" + "".join(f"{value:>13}" for value in values), flush=True)
 
 
 def memory(cfg: BenchConfig) -> None:
