@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,6 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from modules.errors import UserError
+from modules.files import remove
 
 CHECKSUMS = "checksums.json"
 _PATTERN = "step-*.ckpt"
@@ -246,14 +246,6 @@ def crc32(path: Path) -> int:
         while chunk := file.read(_CHUNK):
             value = zlib.crc32(chunk, value)
     return value
-
-
-def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def system_error(error: BaseException | None) -> OSError | None:

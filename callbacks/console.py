@@ -102,4 +102,6 @@ def quiet() -> None:
     # The metrics of the stages have reduced themselves over the ranks when they are logged.
     warnings.filterwarnings("ignore", message=".*It is recommended to use .*sync_dist=True.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # DeepSpeed calls what newer torch names otherwise.
+    warnings.filterwarnings("ignore", message=r".torch\.distributed\.\w+. is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ HARMLESS = {
     "trainer.log_every", "trainer.sample_every", "trainer.accelerator", "trainer.offload",
     "trainer.keep_checkpoints", "trainer.save_every", "trainer.max_skipped",
 }  # fmt: skip
+# As long as their product stays the same: the batch of all ranks.
+RANKS = {"data.batch_size", "trainer.devices", "trainer.num_nodes"}
 
 
 class RunFolder:
@@ -49,7 +52,9 @@ class RunFolder:
         Raises:
             UserError: lists what differs.
         """
-        settings = _differences(_flatten(self._config_before()), _flatten(to_plain(self.cfg)), HARMLESS)
+        was, is_ = _flatten(self._config_before()), _flatten(to_plain(self.cfg))
+        same_batch = _global_batch(was) == _global_batch(is_)
+        settings = _differences(was, is_, HARMLESS | RANKS if same_batch else HARMLESS)
         before = json.loads(self._data.read_text())
         settings += _differences(_flatten({"exports": before["exports"]}), _flatten({"exports": now["exports"]}), set())
         data = _differences(_flatten({"data": before["data"]}), _flatten({"data": now["data"]}), set())
@@ -139,6 +144,10 @@ def _differences(before: dict[str, Any], now: dict[str, Any], ignored: set[str])
         for key in dict.fromkeys([*before, *now])
         if key not in ignored and before.get(key, nothing) != now.get(key, nothing)
     ]
+
+
+def _global_batch(values: dict[str, Any]) -> int:
+    return math.prod(values.get(key, 1) for key in RANKS)
 
 
 def _show(values: dict[str, Any], key: str) -> str:

@@ -116,6 +116,8 @@ class TrainerConfig:
             raise UserError(f"trainer.ema_decay is {self.ema_decay}; it must be from 0 to below 1, for example 0.999")
         if self.ema_decay > 0 and self.strategy.startswith("deepspeed_stage_3"):
             raise UserError("trainer.ema_decay cannot go with deepspeed_stage_3, which shards the weights; set it to 0")
+        if self.spike_sigma > 0 and self.strategy.startswith("deepspeed"):
+            raise UserError("trainer.spike_sigma cannot go with DeepSpeed, which keeps the gradients; set it to 0")
 
 
 @dataclass
@@ -131,6 +133,20 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: Any = None  # the stage's own dataclass
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        if not self.trainer.strategy.startswith("deepspeed"):
+            return
+        if self.stage != "llm":
+            raise UserError(
+                f"trainer.strategy is {self.trainer.strategy} and stage {self.stage}; only llm is trained with "
+                "DeepSpeed, the others fit on a device: use auto or ddp"
+            )
+        if self.model is not None and self.model.optim.muon_lr > 0:
+            raise UserError(
+                f"model.optim.muon_lr is {self.model.optim.muon_lr}; Muon needs whole matrices, and DeepSpeed cuts "
+                "them up: set it to 0 (AdamW)"
+            )
 
 
 def stage_config(stage: str) -> type:

@@ -12,6 +12,7 @@ from torch import nn
 
 from modules.errors import UserError
 from modules.muon import Muon
+from modules.sharding import full_shape
 
 
 @dataclass
@@ -68,8 +69,9 @@ def param_groups(
     hidden, matrices, vectors = [], [], []
     for name, param in named_params:
         if param.requires_grad:
-            by_muon = cfg.muon_lr > 0 and param.ndim >= 2 and is_hidden(name)
-            (hidden if by_muon else matrices if param.ndim >= 2 else vectors).append(param)
+            is_matrix = len(full_shape(param)) >= 2
+            by_muon = cfg.muon_lr > 0 and is_matrix and is_hidden(name)
+            (hidden if by_muon else matrices if is_matrix else vectors).append(param)
     shared = {"betas": cfg.betas, "weight_decay": cfg.weight_decay}
     groups = [
         {**shared, "params": matrices, "lr": scale * cfg.lr},

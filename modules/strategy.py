@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ from modules.hardware import native_bfloat16
 ZERO_STAGES = {"deepspeed_stage_1": 1, "deepspeed_stage_2": 2, "deepspeed_stage_3": 3}
 
 
-def build_strategy(name: str, *, offload: bool = False) -> Strategy | str:
+def build_strategy(
+    name: str, *, offload: bool = False, precision: str = "32-true", accelerator: str = "auto"
+) -> Strategy | str:
     """A strategy for `L.Trainer`: one of `ZERO_STAGES` (DeepSpeed ZeRO), or a name that Lightning knows.
 
     `offload` keeps parameters and optimiser state in host memory. The optimiser stays the stage's own AdamW.
+    `precision` is one that Lightning knows; a strategy of DeepSpeed brings it along.
 
     Raises:
         UserError: for DeepSpeed where it cannot be imported, and for `offload` without DeepSpeed.
@@ -30,16 +35,11 @@ def build_strategy(name: str, *, offload: bool = False) -> Strategy | str:
                 f"trainer.offload needs DeepSpeed, trainer.strategy is '{name}'; use one of {', '.join(ZERO_STAGES)}"
             )
         return name
-    from lightning.pytorch.strategies import DeepSpeedStrategy
+    from modules.zero import build_zero
 
+    on_cpu = accelerator == "cpu" or accelerator == "auto" and not torch.cuda.is_available()
     try:
-        return DeepSpeedStrategy(
-            stage=ZERO_STAGES[name],
-            offload_optimizer=offload,
-            offload_parameters=offload and ZERO_STAGES[name] == 3,
-            allgather_bucket_size=int(5e8),
-            reduce_bucket_size=int(5e8),
-        )
+        return build_zero(ZERO_STAGES[name], offload=offload, precision=precision, on_cpu=on_cpu)
     except (ImportError, ModuleNotFoundError) as error:
         raise UserError(f"trainer.strategy={name} needs DeepSpeed, which cannot be imported: {error}") from None
 
@@ -79,12 +79,13 @@ def read_checkpoint(path: Path, *, weights: bool = True) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     from lightning.pytorch.utilities.deepspeed import ds_checkpoint_dir
 
-    client = next(Path(ds_checkpoint_dir(path)).glob("*_model_states.pt"))
+    client = min(Path(ds_checkpoint_dir(path)).glob("*_model_states.pt"))
     content = torch.load(client, map_location="cpu", weights_only=False, mmap=True)
     content = {key: value for key, value in content.items() if key not in ("module", "optimizer")}
     if weights:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        state = get_fp32_state_dict_from_zero_checkpoint(str(path)) or {}
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it tells all it does
+            state = get_fp32_state_dict_from_zero_checkpoint(str(path)) or {}
         content["state_dict"] = {name.removeprefix("_forward_module."): value for name, value in state.items()}
     return content

@@ -24,7 +24,7 @@ def build_module(cfg: RunConfig) -> Any:
 
 def collect_metrics(cfg: RunConfig, trainer: L.Trainer, path: Path, parts: Parts) -> dict[str, Any]:
     """What `metrics.json` holds: the cost of the run, and the validation scores of the checkpoint that is exported."""
-    best_step = read_checkpoint(path)["global_step"]
+    best_step = read_checkpoint(path, weights=False)["global_step"]
     throughput = parts.throughput
     return {
         "stage": cfg.stage,

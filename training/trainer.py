@@ -21,6 +21,7 @@ from callbacks.throughput import Throughput
 from configs.run import RunFolder
 from configs.schema import RunConfig
 from modules.strategy import build_plugins, build_strategy, resolve_precision
+from modules.zero import is_sharded
 
 
 @dataclass
@@ -47,7 +48,12 @@ def build_trainer(cfg: RunConfig, run: RunFolder, monitor: tuple[str, str]) -> t
         guard=Guard(options.max_skipped, options.spike_sigma),
     )
     callbacks = [parts.throughput, Console(parts.throughput, monitor[0], options.log_every), parts.guard]
-    callbacks += [Samples(options.sample_every)] if options.sample_every else []
+    precision = resolve_precision(options.precision, options.accelerator)
+    strategy = build_strategy(
+        options.strategy, offload=options.offload, precision=precision, accelerator=options.accelerator
+    )
+    # A network of which each rank holds a part cannot write samples of different lengths; `make eval` shows them.
+    callbacks += [Samples(options.sample_every)] if options.sample_every and not is_sharded(strategy) else []
     callbacks += [EMA(options.ema_decay)] if options.ema_decay else []
     callbacks += [parts.history, LearningRateMonitor("step"), BadSamples(), RandomState()]
     callbacks += [Requeue(parts.checkpoints), parts.checkpoints]
@@ -60,11 +66,11 @@ def build_trainer(cfg: RunConfig, run: RunFolder, monitor: tuple[str, str]) -> t
         check_val_every_n_epoch=None,
         limit_val_batches=options.limit_val_batches,
         num_sanity_val_steps=0,
-        precision=resolve_precision(options.precision, options.accelerator),  # type: ignore[arg-type]  # Lightning checks it
+        precision=precision if isinstance(strategy, str) else None,  # type: ignore[arg-type]  # Lightning checks it
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
-        strategy=build_strategy(options.strategy, offload=options.offload),
+        strategy=strategy,
         plugins=build_plugins(),
         deterministic=options.deterministic,
         use_distributed_sampler=False,  # the data module shares out the shards

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig
 from transformers.utils.logging import disable_progress_bar
 
 from modules.checkpoint import fingerprint, load_frozen, read_export, save_export
@@ -25,10 +25,10 @@ from modules.llm.director import Director
 from modules.llm.network import (
     hidden_states,
     init_from_codebooks,
+    network_of,
     next_token_losses,
     pretrained_network,
     random_network,
-    use_packed_attention,
 )
 from modules.llm.scenes import scene_from_plan
 from modules.llm.tokenizer import load_tokenizer, tokenizer_from_json, train_tokenizer
@@ -36,6 +36,7 @@ from modules.llm.tokens import TEXT, CodeShape, SceneGrammar, SceneVocabulary, a
 from modules.optim import OptimConfig, build_optimizer
 from modules.pose.draw import pose_strip
 from modules.pose.scene import Clip
+from modules.zero import is_sharded, sharded_building
 
 NUM_SAMPLES = 4  # captions of the validation split whose scenes are drawn
 PAPER_CODES = CodeShape(num_quantizers=6, codebook_size=512, max_keys=20)  # to tell sizes before there is an export
@@ -48,6 +49,7 @@ class Step:
     losses: Tensor
     hits: Tensor  # bool: the likeliest token is the right one
     kinds: Tensor  # int64, see modules/llm/tokens.py
+    share: float  # positions of this rank, over the mean of all ranks: the mean over ranks is that over positions
 
 
 class KindScores(Metric):
@@ -91,6 +93,7 @@ class LLMModule(L.LightningModule):
         self.collate = Collate(pack_length=self.config.pack_length)
         self.network: Any = None  # built when the tokenizer is known
         self._origin: dict[str, Any] = {}  # what the director is made for; plain data, kept in checkpoints
+        self._architecture: dict[str, Any] | None = None  # of a checkpoint: the numbers of its network
         # In a list, so that the frozen network is no part of this module's weights.
         self._pose_tokenizer: list[Any] = []
         if torch.get_default_device().type == "meta":
@@ -133,7 +136,10 @@ class LLMModule(L.LightningModule):
         if not self._origin and (self.config.tokenizer or self.config.pretrained):
             self._bind(self._read_origin(None))
         if self._origin and self.network is None:
-            self._adopt(self._build())
+            strategy = self._trainer and self._trainer.strategy
+            with sharded_building(strategy):
+                half = is_sharded(strategy) and self._trainer.precision.startswith("bf16")
+                self._adopt(self._build(torch.bfloat16 if half else torch.float32))
 
     def _build_for_size(self) -> None:
         """A network without a tokenizer, of which only the sizes are asked."""
@@ -144,11 +150,13 @@ class LLMModule(L.LightningModule):
         vocabulary = SceneVocabulary(self.config.text_vocabulary, codes)
         self.network = random_network(architecture=self.config.architecture, vocabulary=vocabulary, bos=None)
 
-    def _build(self) -> Any:
-        """The network at the start of a run."""
+    def _build(self, dtype: torch.dtype = torch.float32) -> Any:
+        """The network at the start of a run, or that of a checkpoint, whose weights are still to be read."""
         vocabulary = self.grammar.vocabulary
+        if self._architecture is not None:
+            return network_of(LlamaConfig.from_dict(self._architecture))
         if self.config.pretrained is not None:
-            network = pretrained_network(self.config.pretrained, vocabulary)
+            network = pretrained_network(self.config.pretrained, vocabulary, dtype)
         else:
             network = random_network(
                 architecture=self.config.architecture, vocabulary=vocabulary, bos=self.tokenizer.bos_token_id
@@ -172,9 +180,13 @@ class LLMModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if not self._origin:
             self._bind(checkpoint["origin"])
+        self._architecture = checkpoint["architecture"]
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """The weights of a checkpoint, after `on_load_checkpoint`."""
         if self.network is None:
-            config = LlamaConfig.from_dict(checkpoint["architecture"])
-            self._adopt(use_packed_attention(LlamaForCausalLM(config)))
+            self._adopt(self._build())
+        return super().load_state_dict(state_dict, strict, assign)
 
     def on_fit_start(self) -> None:
         self._pose_tokenizer = [load_frozen(self.config.vqvae, "vqvae").to(self.device)]
@@ -189,18 +201,26 @@ class LLMModule(L.LightningModule):
         """Tokenise the poses, and predict every next token."""
         input_ids = place_pose_tokens(batch, self._encode_poses(batch), self.grammar)
         places, targets = next_token_targets(input_ids, batch["sample_ids"], self.grammar, self.config.loss_on)
+        counts = self._over_ranks(len(targets))
         states = hidden_states(self.network, input_ids, batch["position_ids"], batch["sample_ids"])
-        losses, hits = next_token_losses(
-            self.network.lm_head, states.flatten(0, 1)[places], targets, self.config.head_chunk
-        )
-        return Step(losses, hits, self.kinds.to(targets.device)[targets])
+        num_parts = max(-(-max(counts) // self.config.head_chunk), 1)
+        losses, hits = next_token_losses(self.network.lm_head, states.flatten(0, 1)[places], targets, num_parts)
+        share = len(targets) * len(counts) / max(sum(counts), 1)
+        return Step(losses, hits, self.kinds.to(targets.device)[targets], share)
+
+    def _over_ranks(self, number: int) -> list[int]:
+        if self._trainer is None or self._trainer.world_size == 1:
+            return [number]
+        numbers = [torch.zeros((), dtype=torch.int64, device=self.device) for _ in range(self._trainer.world_size)]
+        torch.distributed.all_gather(numbers, torch.tensor(number, device=self.device))
+        return torch.stack(numbers).tolist()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         step = self.model_step(batch)
-        loss = step.losses.mean()
+        loss = step.losses.mean() * step.share
         scores = KindScores(self.val_scores.names).to(loss.device)
         scores.update(step)
-        self.log("train/loss", loss, batch_size=len(step.losses))
+        self.log("train/loss", loss, batch_size=len(step.losses), sync_dist=True)
         self.log_dict({f"train/{name}": value for name, value in scores.compute().items() if name != "loss"})
         return loss
 

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 from modules.checkpoint import read_export
 from modules.errors import UserError
 from modules.llm.attention import PACKED, make_packing
 from modules.llm.config import ArchitectureConfig
 from modules.llm.tokens import SceneVocabulary
+from modules.sharding import gathered
 
 
 def random_network(*, architecture: ArchitectureConfig, vocabulary: SceneVocabulary, bos: int | None) -> nn.Module:
@@ -33,7 +34,12 @@ def random_network(*, architecture: ArchitectureConfig, vocabulary: SceneVocabul
         pad_token_id=None,
         **numbers,
     )
-    return use_packed_attention(LlamaForCausalLM(config))
+    return network_of(config)
+
+
+def network_of(config: LlamaConfig) -> nn.Module:
+    """A Llama of a transformers configuration, with random weights."""
+    return use_packed_attention(AutoModelForCausalLM.from_config(config))
 
 
 def pretrained_network(name: str, vocabulary: SceneVocabulary, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -56,16 +62,19 @@ def pretrained_network(name: str, vocabulary: SceneVocabulary, dtype: torch.dtyp
             "for example Llama 3 8B or SmolLM2"
         )
     network = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
-    network.resize_token_embeddings(vocabulary.stop, mean_resizing=True)
-    # A checkpoint may hold more rows than its tokenizer has tokens; those that became scene tokens start anew.
-    with torch.no_grad():
-        parts: list[Any] = [network.get_input_embeddings(), network.get_output_embeddings()]
-        tables = {part.weight for part in parts}  # one where they are tied
-        for table in tables:
-            if config.vocab_size > vocabulary.first:
-                table[vocabulary.first : config.vocab_size] = table[: vocabulary.first].mean(0)
+    network.resize_token_embeddings(vocabulary.stop, mean_resizing=False)
+    # A checkpoint may hold more rows than its tokenizer has tokens; those that became scene tokens start anew, too.
+    with torch.no_grad(), gathered(tables(network)):
+        for table in tables(network):
+            table[vocabulary.first :] = table[: vocabulary.first].mean(0, dtype=torch.float32).to(table.dtype)
     network.config.eos_token_id = vocabulary.end
     return use_packed_attention(network)
+
+
+def tables(network: Any) -> list[nn.Parameter]:
+    """The weights of embedding and head; one where they are tied."""
+    parts = [network.get_input_embeddings().weight, network.get_output_embeddings().weight]
+    return parts[:1] if parts[0] is parts[1] else parts
 
 
 def use_packed_attention(network: Any) -> Any:
@@ -84,12 +93,13 @@ def init_from_codebooks(network: Any, vocabulary: SceneVocabulary, codebooks: Te
     generator = torch.Generator().manual_seed(seed)
     quantizers, size, channels = codebooks.shape
     centred = codebooks.cpu() - codebooks.cpu().mean(1, keepdim=True)
-    for table in {network.get_input_embeddings().weight, network.get_output_embeddings().weight}:
-        others = table[: vocabulary.pose_start]
-        rows = torch.bmm(centred, torch.randn(quantizers, channels, table.shape[1], generator=generator))  # (Q, V, D)
-        rows = (rows / rows.std((1, 2), keepdim=True).clamp(min=1e-6)).flatten(0, 1).to(table)
-        block = slice(vocabulary.pose_start, vocabulary.pose_start + quantizers * size)
-        table[block] = others.mean(0) + others.std() * rows
+    with gathered(tables(network)):
+        for table in tables(network):
+            others = table[: vocabulary.pose_start]
+            rows = torch.bmm(centred, torch.randn(quantizers, channels, table.shape[1], generator=generator))
+            rows = (rows / rows.std((1, 2), keepdim=True).clamp(min=1e-6)).flatten(0, 1).to(table)  # (Q * V, D)
+            block = slice(vocabulary.pose_start, vocabulary.pose_start + quantizers * size)
+            table[block] = others.mean(0) + others.std() * rows
 
 
 def hidden_states(network: Any, input_ids: Tensor, position_ids: Tensor, sample_ids: Tensor) -> Tensor:
@@ -99,14 +109,16 @@ def hidden_states(network: Any, input_ids: Tensor, position_ids: Tensor, sample_
     ).last_hidden_state
 
 
-def next_token_losses(head: nn.Module, states: Tensor, targets: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+def next_token_losses(head: nn.Module, states: Tensor, targets: Tensor, num_parts: int) -> tuple[Tensor, Tensor]:
     """Cross-entropy over the whole vocabulary, and whether the likeliest token is the right one.
 
-    The logits are the largest tensor of a training step by far: they exist for `chunk` positions at a time.
+    The logits are the largest tensor of a training step by far: they exist for one part of the positions at a time.
 
     Args:
         states: (N, D) hidden states at supervised positions.
         targets: (N,) ids.
+        num_parts: as many calls of the head, whatever N is: of a head that is shared out, every rank must call it as
+            often as the others.
 
     Returns:
         losses (N,) and hits (N,) bool.
@@ -116,11 +128,11 @@ def next_token_losses(head: nn.Module, states: Tensor, targets: Tensor, chunk: i
         logits = head(hidden).float()
         return F.cross_entropy(logits, target, reduction="none"), logits.detach().argmax(-1) == target
 
-    if len(states) <= chunk:
+    if num_parts == 1:
         return part(states, targets)
     parts = [
         checkpoint(part, hidden, target, use_reentrant=False)
-        for hidden, target in zip(states.split(chunk), targets.split(chunk), strict=True)
+        for hidden, target in zip(states.tensor_split(num_parts), targets.tensor_split(num_parts), strict=True)
     ]
     return torch.cat([losses for losses, _ in parts]), torch.cat([hits for _, hits in parts])
 

@@ -62,7 +62,7 @@ def allowed(parts: tuple[str, ...], name: str) -> bool:
     if under(name, "configs", "callbacks", "datamodules", "omegaconf", "webdataset"):
         return False
     if under(name, "lightning"):
-        return file == "module" or parts == ("modules", "strategy")
+        return file == "module" or parts in (("modules", "strategy"), ("modules", "zero"))
     if parts[1] == "pose" and under(name, "modules"):
         return under(name, "modules.pose", "modules.errors", "modules.files")
     if parts[1] in STAGES:

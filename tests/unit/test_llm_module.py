@@ -189,9 +189,9 @@ def test_chunks_of_the_head_change_nothing(vqvae: Path) -> None:
     module = make_module(make_config(vqvae))
     states, targets = torch.randn(23, 32, requires_grad=True), torch.randint(0, 300, (23,))
     results = []
-    for chunk in (100, 5):
+    for num_parts in (1, 5):
         states.grad = None
-        losses, hits = next_token_losses(module.network.lm_head, states, targets, chunk)
+        losses, hits = next_token_losses(module.network.lm_head, states, targets, num_parts)
         losses.mean().backward()
         results.append((losses.detach(), hits, states.grad))
     torch.testing.assert_close(*results)
