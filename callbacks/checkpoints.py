@@ -6,11 +6,14 @@ the checksums that the format (a zip archive) holds, a folder by its `checksums.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,7 @@ class Checkpoints(Checkpoint):
         self._best_at: dict[int, int] = {}  # step of a checkpoint -> step of the best one when it was saved
         self._last_step = -1
         self._in_validation = False
+        self._pending: Path | None = None  # being written
 
     def path(self, step: int) -> Path:
         """Place of the checkpoint of a step."""
@@ -80,8 +84,10 @@ class Checkpoints(Checkpoint):
         self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.wait(trainer)
         if not self.path(trainer.global_step).exists():  # no validation at the last step
             self.save(trainer)
+            self.wait(trainer)
 
     def _better(self, score: float) -> bool:
         if self.best_score is None:
@@ -89,7 +95,9 @@ class Checkpoints(Checkpoint):
         return score < self.best_score if self.mode == "min" else score > self.best_score
 
     def save(self, trainer: L.Trainer, *, in_validation: bool = False) -> Path:
-        """Write a checkpoint of this step; all ranks call it together.
+        """Write a checkpoint of this step, after the one before is written; all ranks call it together.
+
+        It is there when this returns, unless the trainer writes in the background: then after `wait`.
 
         Args:
             in_validation: the validation of this step is not over; a run that goes on from here begins with it.
@@ -97,8 +105,9 @@ class Checkpoints(Checkpoint):
         Raises:
             CheckpointError: it could not be written; the older ones are as they were.
         """
-        final = self.path(trainer.global_step)
-        new = final.with_name(f".new-{final.name}")
+        self.wait(trainer)
+        final = self._pending = self.path(trainer.global_step)
+        new = _beside(final)
         if trainer.is_global_zero:
             for left in [*self.folder.glob(".new-*"), *self.folder.glob(".old-*")]:  # by a run that was killed
                 remove(left)
@@ -106,23 +115,43 @@ class Checkpoints(Checkpoint):
             self._best_at[trainer.global_step] = self.best_step
         self._in_validation = in_validation
         try:
-            trainer.save_checkpoint(new)
-            if trainer.is_global_zero:
-                commit(new, final)
+            with self._explained(final):
+                trainer.save_checkpoint(new)
+                if trainer.is_global_zero:
+                    trainer.strategy.checkpoint_io.then(functools.partial(commit, new, final))  # type: ignore[attr-defined]
+        finally:
+            self._in_validation = False
+        if not trainer.strategy.checkpoint_io.background:  # type: ignore[attr-defined]
+            self.wait(trainer)
+        return final
+
+    def wait(self, trainer: L.Trainer) -> None:
+        """Until the checkpoint that is being written in the background is there, and older ones are gone.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        final, self._pending = self._pending, None
+        if final is None:
+            return
+        with self._explained(final):
+            trainer.strategy.checkpoint_io.wait()  # type: ignore[attr-defined]
+        self._prune(trainer.is_global_zero)
+        trainer.strategy.barrier("checkpoint")
+
+    @contextmanager
+    def _explained(self, final: Path) -> Iterator[None]:
+        try:
+            yield
         except (OSError, RuntimeError) as error:
             cause = system_error(error)
             if cause is None:
                 raise
-            remove(new)
+            remove(_beside(final))
             raise CheckpointError(
                 f"{final} could not be written ({cause.strerror}); the checkpoints before it are intact. Make room in "
                 f"{self.folder} and start the same command again: it goes on from the newest of them"
             ) from None
-        finally:
-            self._in_validation = False
-        self._prune(trainer.is_global_zero)
-        trainer.strategy.barrier("checkpoint")
-        return final
 
     def _prune(self, delete: bool) -> None:
         newest = [step_of(path) for path in find_checkpoints(self.folder)][: self.keep]
@@ -146,6 +175,11 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
         self._best_at = dict(state_dict["best_at"])
+
+
+def _beside(final: Path) -> Path:
+    """Where it is written before it takes its place."""
+    return final.with_name(f".new-{final.name}")
 
 
 def validation_follows(trainer: L.Trainer) -> bool:

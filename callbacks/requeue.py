@@ -101,6 +101,7 @@ class Requeue(L.Callback):
         return trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
 
     def _stop(self, trainer: L.Trainer, where: str = "at") -> None:
+        self.checkpoints.wait(trainer)
         outcome = requeue() if trainer.is_global_zero else None
         outcome = trainer.strategy.broadcast(outcome)  # no rank ends before SLURM was asked
         why = f"stopped by {self.received}" if self.received else "stopped by a signal to another rank"

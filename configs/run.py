@@ -23,7 +23,7 @@ HARMLESS = {
     "fresh", "other_data", "run_dir", "data.path", "data.num_workers", "data.cache_mb", "data.test_split",
     "data.max_bad_fraction",
     "trainer.log_every", "trainer.sample_every", "trainer.accelerator", "trainer.offload",
-    "trainer.keep_checkpoints", "trainer.save_every", "trainer.max_skipped",
+    "trainer.keep_checkpoints", "trainer.save_every", "trainer.background_save", "trainer.max_skipped",
 }  # fmt: skip
 # As long as their product stays the same: the batch of all ranks.
 RANKS = {"data.batch_size", "trainer.devices", "trainer.num_nodes"}

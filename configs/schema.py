@@ -103,6 +103,7 @@ class TrainerConfig:
     ema_decay: float = 0.0  # 0 turns the moving average of the weights off
     keep_checkpoints: int = 2  # of the newest; the best is kept besides
     save_every: int = 0  # steps between checkpoints besides those of the validations; 0 for none
+    background_save: bool = False  # write checkpoints while training goes on, from a copy in host memory
     max_skipped: int = 10  # steps in a row with a loss or gradient that is not finite, before the run ends
     spike_sigma: float = 0.0  # skip steps that far above the last 128 (6 is usual); 0: only what is not finite
     deterministic: bool = False  # slower kernels that give the same bits in every run; an error where there is none
@@ -116,6 +117,8 @@ class TrainerConfig:
             raise UserError(f"trainer.ema_decay is {self.ema_decay}; it must be from 0 to below 1, for example 0.999")
         if self.ema_decay > 0 and self.strategy.startswith("deepspeed_stage_3"):
             raise UserError("trainer.ema_decay cannot go with deepspeed_stage_3, which shards the weights; set it to 0")
+        if self.background_save and self.strategy.startswith("deepspeed"):
+            raise UserError("trainer.background_save cannot go with DeepSpeed, which writes by itself; leave it false")
         if self.spike_sigma > 0 and self.strategy.startswith("deepspeed"):
             raise UserError("trainer.spike_sigma cannot go with DeepSpeed, which keeps the gradients; set it to 0")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import Strategy
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
 
 from modules.errors import UserError
 from modules.hardware import native_bfloat16
@@ -45,18 +49,58 @@ def build_strategy(
 
 
 class CheckpointFile(TorchCheckpointIO):
-    """Writes straight to the file that it is given: no copy in memory, none in a folder for temporary files."""
+    """Writes straight to the file that it is given: none in a folder for temporary files.
+
+    Args:
+        background: only copy the tensors to host memory, and write them while the training goes on. `wait` before the
+            next one.
+    """
+
+    def __init__(self, background: bool = False):
+        super().__init__()
+        self.background = background
+        self._writer = ThreadPoolExecutor(1)  # a thread is started with the first task
+        self._pending: Future[None] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with Path(path).open("wb") as file:
-            torch.save(checkpoint, file)
+        if not self.background:
+            _write(checkpoint, path)
+        else:
+            copy = apply_to_collection(checkpoint, Tensor, lambda tensor: tensor.detach().to("cpu", copy=True))
+            self._pending = self._writer.submit(_write, copy, path)
+
+    def then(self, action: Callable[[], None]) -> None:
+        """Do something when the file is written."""
+        if self._pending is None:
+            action()
+        else:
+            self._pending = self._writer.submit(_after, self._pending, action)
+
+    def wait(self) -> None:
+        """Until all is done; raises what went wrong."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
 
-def build_plugins() -> list[Any]:
-    """Plugins of the trainer: how files are written; under SLURM, without Lightning's own requeueing."""
+def _write(checkpoint: dict[str, Any], path: Any) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(path).open("wb") as file:
+        torch.save(checkpoint, file)
+
+
+def _after(before: Future[None], action: Callable[[], None]) -> None:
+    before.result()  # done, as there is one thread; raises where it failed
+    action()
+
+
+def build_plugins(background: bool = False) -> list[Any]:
+    """Plugins of the trainer: how files are written; under SLURM, without Lightning's own requeueing.
+
+    `background`: see `CheckpointFile`.
+    """
     environment = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-    return [CheckpointFile(), *environment]
+    return [CheckpointFile(background), *environment]
 
 
 def resolve_precision(name: str, accelerator: str = "auto") -> str:
@@ -85,7 +129,8 @@ def read_checkpoint(path: Path, *, weights: bool = True) -> dict[str, Any]:
     if weights:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # it tells all it does
+        said = io.StringIO()  # it tells all that it does
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             state = get_fp32_state_dict_from_zero_checkpoint(str(path)) or {}
         content["state_dict"] = {name.removeprefix("_forward_module."): value for name, value in state.items()}
     return content

@@ -71,7 +71,7 @@ def build_trainer(cfg: RunConfig, run: RunFolder, monitor: tuple[str, str]) -> t
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=strategy,
-        plugins=build_plugins(),
+        plugins=build_plugins(options.background_save),
         deterministic=options.deterministic,
         use_distributed_sampler=False,  # the data module shares out the shards
         accumulate_grad_batches=options.accumulate,

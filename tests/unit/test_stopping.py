@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from callbacks.requeue import Requeue, RunStopped
 from configs.schema import RunConfig
 from datamodules.streams import make_loader
 from datamodules.synthetic.build import SyntheticConfig, build
+from modules import strategy
 from modules.evaluator.module import EvaluatorModule
 from modules.vqvae.quantizer import ResidualQuantizer
 from tests.tiny import newest_checkpoint as newest
@@ -215,24 +217,56 @@ def test_checkpoints_that_are_kept(config: Callable[..., RunConfig], tmp_path: P
     assert steps == {5, 6, best, 3}  # 3 was the best when 5 was saved
 
 
+def test_saving_in_the_background_saves_the_same(
+    config: Callable[..., RunConfig], unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer is slow: the next save waits for it, and a stop and the end do, too."""
+    write, busy = strategy._write, []
+
+    def slowly(checkpoint: dict[str, Any], path: Any) -> None:
+        busy.append(path)
+        assert len(busy) == 1
+        time.sleep(0.1)
+        write(checkpoint, path)
+        busy.remove(path)
+
+    monkeypatch.setattr(strategy, "_write", slowly)
+    background = config("trainer.background_save=true", "trainer.save_every=1")
+    folder = tmp_path / "runs/evaluator/smoke"
+    with monkeypatch.context() as patch:
+        call_at(patch, "training_step", 9, kill(signal.SIGTERM))
+        with pytest.raises(RunStopped):
+            script.train(background)
+    assert newest(folder)["global_step"] == 5
+    script.train(background)
+    assert find_checkpoints(folder / "checkpoints")[0].name == "step-00000006.ckpt"
+    assert not list((folder / "checkpoints").glob(".new-*"))
+    for key in ("state_dict", "optimizer_states", "random_states"):
+        assert same(newest(unbroken)[key], newest(folder)[key]), key
+
+
+@pytest.mark.parametrize("background", ["false", "true"])
 def test_a_full_disk_leaves_the_older_checkpoints(
-    config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, background: str
 ) -> None:
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
+    folder = tmp_path / "runs/evaluator/smoke/checkpoints"
+
     def fill(batch: Any) -> None:  # no file may grow larger than that: the system says so as it does of a full disk
+        while not (folder / "step-00000003.ckpt").exists():
+            time.sleep(0.01)
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
 
     call_at(monkeypatch, "training_step", 7, fill)
     try:
         with pytest.raises(CheckpointError, match=r"written \(File too large\); the checkpoints before it are intact"):
-            script.train(config())
+            script.train(config(f"trainer.background_save={background}"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
-    folder = tmp_path / "runs/evaluator/smoke/checkpoints"
     assert [path.name for path in folder.iterdir()] == ["step-00000003.ckpt"]
     assert newest_readable(folder) == folder / "step-00000003.ckpt"
 

@@ -2,9 +2,9 @@
 
 python worker.py FOLDER CONFIG [key=value ...]
 
-`FOLDER/job.json` says what happens on the way: {"kill": [rank, batch], "poison": [rank, batch], "signal": [rank, batch]}
-(batches from 0, counted in this process). Rank 0 writes `FOLDER/noted.pt`: the losses of all batches over all ranks, the
-weights that the training started with, and the norms of the gradients.
+`FOLDER/job.json` says what happens on the way: {"kill": [rank, batch], "poison": ..., "signal": ...}, batches from 0,
+counted in this process. Rank 0 writes `FOLDER/noted.pt`: the losses of all batches over all ranks, the weights that the
+training started with, and the norms of the gradients.
 """
 
 from __future__ import annotations
