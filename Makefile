@@ -58,7 +58,7 @@ PROMPT_KEY = $(if $(PROMPT),prompt="$$PROMPT")
 # The demo makes its own data unless the user names some.
 DEMO_DATA := $(if $(filter-out file,$(origin DATA)),data=$(DATA))
 
-.PHONY: help setup demo app test test-app test-slurm lint sample-data train $(STAGES:%=train-%) eval status cancel generate \
+.PHONY: help setup demo app test test-app test-slurm test-zero lint sample-data train $(STAGES:%=train-%) eval status cancel generate \
 	tensorboard bench bench-app bench-data clean
 
 help: ## this list
@@ -86,6 +86,9 @@ app: $(READY) ## the director's desk in a browser: prompt, look, change, render
 
 test: $(READY) ## unit tests
 	@$(PY) -m pytest -n $(JOBS) $(ARGS)
+
+test-zero: $(READY) ## DeepSpeed's ZeRO-3 on two CPU processes: killed, stopped, resumed, poisoned (minutes)
+	@$(PY) -m pytest -p no:xdist tests/zero -m "zero or not zero" -v --timeout=900 -s $(ARGS)
 
 test-slurm: $(READY) ## SLURM tests on a throw-away cluster of two emulated nodes (root and apt; minutes)
 	@$(PY) -m pytest -p no:xdist tests/slurm -m slurm -v --timeout=900 -rs $(ARGS)

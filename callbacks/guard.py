@@ -87,8 +87,8 @@ class Guard(L.Callback):
     ) -> None:
         step, before = trainer.global_step, self._last_step
         self._last_step = step
-        if step != before and hasattr(trainer.strategy, "step_was_skipped"):
-            skipped = trainer.strategy.step_was_skipped
+        skipped: bool | None = getattr(trainer.strategy, "step_was_skipped", None)
+        if step != before and skipped is not None:
             self._note(trainer, "the loss or its gradient is not finite" if skipped else None, step)
         if self.skipped:
             pl_module.log("guard/skipped_steps", float(self.skipped), rank_zero_only=True)

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from modules.errors import UserError
 from modules.files import remove
 
+# Parameters that are gathered, reduced, or updated (with a float32 copy of their gradients) at a time.
+BUCKET = 500_000_000
 UNIVERSAL = ".universal"  # a checkpoint that is being read by another number of ranks
 
 
@@ -72,7 +74,8 @@ class ZeroStrategy(DeepSpeedStrategy):
     @property
     def step_was_skipped(self) -> bool:
         """Was the last step without effect, because the gradient of some rank was not finite?"""
-        return bool(self.deepspeed_engine.optimizer.overflow)
+        optimizer: Any = self.deepspeed_engine.optimizer
+        return bool(optimizer.overflow)
 
     @property
     def gradient_norm(self) -> float:
@@ -93,7 +96,7 @@ class ZeroStrategy(DeepSpeedStrategy):
         if problem is not None:
             raise UserError(f"{path} cannot be shared out over {self.world_size} ranks: {problem}")
         # A setting of the whole engine; this load alone needs it.
-        config = self.deepspeed_engine._config
+        config: Any = self.deepspeed_engine._config
         config.load_universal_checkpoint = True
         try:
             return super().load_checkpoint(universal, weights_only)
@@ -116,10 +119,9 @@ def build_zero(stage: int, *, offload: bool, precision: str, on_cpu: bool) -> Ze
         stage=stage,
         offload_optimizer=offload,
         offload_parameters=offload and stage == 3,
-        allgather_bucket_size=int(5e8),
-        reduce_bucket_size=int(5e8),
-        # Of the gradients of so many parameters there are float32 copies at a time.
-        sub_group_size=int(5e8),
+        allgather_bucket_size=BUCKET,
+        reduce_bucket_size=BUCKET,
+        sub_group_size=BUCKET,
         logging_batch_size_per_gpu=1,  # for DeepSpeed's own log, which is off; it cannot be guessed here
         precision_plugin=ZeroPrecision(precision),  # type: ignore[arg-type]  # Lightning checks it
     )
@@ -142,7 +144,7 @@ def sharded_building(strategy: Any) -> Iterator[None]:
     if not is_sharded(strategy):
         yield
         return
-    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     strategy._init_config_if_needed()
     config = HfDeepSpeedConfig(strategy.config)  # transformers looks for one that is alive

@@ -136,9 +136,9 @@ class LLMModule(L.LightningModule):
         if not self._origin and (self.config.tokenizer or self.config.pretrained):
             self._bind(self._read_origin(None))
         if self._origin and self.network is None:
-            strategy = self._trainer and self._trainer.strategy
+            strategy = self._trainer.strategy if self._trainer is not None else None
+            half = is_sharded(strategy) and strategy.precision_plugin.precision.startswith("bf16")  # type: ignore[union-attr]
             with sharded_building(strategy):
-                half = is_sharded(strategy) and self._trainer.precision.startswith("bf16")
                 self._adopt(self._build(torch.bfloat16 if half else torch.float32))
 
     def _build_for_size(self) -> None:

@@ -35,6 +35,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         Path(path).write_text("\n".join(lines) + "\n")
 
 
+def note(fault: str, said: str, steps: int, result: str) -> None:
+    """A row of the table, from what the run said."""
+    stops = re.findall(r"stopped by (?:SIG\w+|a signal to another rank) .*", said)
+    starts = len(re.findall(r"^== job", said, re.M))
+    trained = [int(step) for step in re.findall(rf"^step (\d+)/{steps}  loss", said, re.M)]
+    repeated = len(trained) - len(set(trained))
+    FAULTS.append((fault, stops[0] if stops else "no word of the run", starts, repeated, result))
+
+
 def wait(condition: Callable[[], bool], seconds: float, what: str, every: float = 0.05) -> None:
     """Returns when the condition holds; fails after so many seconds."""
     end = time.monotonic() + seconds

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import re
 import signal
 import subprocess
 import time
@@ -20,7 +19,7 @@ import pytest
 import torch
 
 from callbacks.checkpoints import find_checkpoints
-from tests.slurm.conftest import FAULTS, Folder, Job, node_daemons, scontrol, wait
+from tests.slurm.conftest import Folder, Job, node_daemons, note, scontrol, wait
 
 pytestmark = pytest.mark.slurm
 
@@ -79,13 +78,8 @@ def judge(fault: str, job: Job, wanted: str, again: Job | None = None) -> None:
     last = again or job
     state = last.wait_end()
     said = job.said() + (again.said() if again else "")
-    stops = re.findall(r"stopped by (?:SIG\w+|a signal to another rank) .*", said)
-    starts = len(re.findall(r"^== job", said, re.M))
-    trained = [int(step) for step in re.findall(rf"^step (\d+)/{STEPS}  loss", said, re.M)]
-    repeated = len(trained) - len(set(trained))
     found = bits(last.run) if state == "COMPLETED" else state
-    result = "equal" if found == wanted else f"DIFFERENT ({found})"
-    FAULTS.append((fault, stops[0] if stops else "no word of the run", starts, repeated, result))
+    note(fault, said, STEPS, "equal" if found == wanted else f"DIFFERENT ({found})")
     assert state == "COMPLETED", said
     assert found == wanted, said
 
