@@ -13,6 +13,7 @@ CLUSTER ?=
 DRY    ?=
 EXPORT ?=
 PROMPT ?=
+CHECKPOINT ?= model.ckpt
 ARGS   ?=
 JOBS   ?= 2
 VENV   ?= .venv
@@ -58,7 +59,7 @@ PROMPT_KEY = $(if $(PROMPT),prompt="$$PROMPT")
 # The demo makes its own data unless the user names some.
 DEMO_DATA := $(if $(filter-out file,$(origin DATA)),data=$(DATA))
 
-.PHONY: help setup demo app test test-app test-slurm test-zero lint sample-data train $(STAGES:%=train-%) eval status cancel generate \
+.PHONY: help setup demo app test test-app test-slurm test-zero lint sample-data convert train $(STAGES:%=train-%) eval status cancel generate \
 	tensorboard bench bench-app bench-data clean
 
 help: ## this list
@@ -117,6 +118,9 @@ train-controlnet: $(READY) ## train the pose ControlNet on the frozen base
 
 train-base: $(READY) ## train the small text-to-video network that is shipped in assets/demo_base
 	@$(call TRAIN,base)
+
+convert: $(READY) ## VideoCrafter2's CHECKPOINT=model.ckpt -> assets/videocrafter2, the base of SIZE=paper
+	@$(PY) scripts/convert.py checkpoint=$(CHECKPOINT) $(ARGS)
 
 train-evaluator: $(READY) ## train the action classifier of the evaluation
 	@$(call TRAIN,evaluator)

@@ -26,6 +26,7 @@ from modules.text import TextConfig, TextEncoder
 
 _SMALL_WIDTH = 128  # channels of the first level up to which plain attention beats the fused kernels on a CPU
 SUMS_FILE = "SHA256SUMS"
+SCALE_FACTOR = 0.18215  # of the latents of Stable Diffusion and VideoCrafter2
 _LOG_VARIANCE = -6.0  # of the posterior at the start of training
 _CHUNK = 32  # frames that the autoencoder takes at once outside of training
 
@@ -71,7 +72,7 @@ class BaseNetwork(nn.Module):
             self.unet.set_attn_processor(PlainAttention())  # pyright: ignore[reportArgumentType]
         self.schedule = NoiseSchedule(config.schedule)
         self.register_buffer("latent_shift", torch.zeros(channels))
-        self.register_buffer("latent_scale", torch.full((channels,), 0.18215))
+        self.register_buffer("latent_scale", torch.full((channels,), SCALE_FACTOR))
 
     @property
     def latent_size(self) -> tuple[int, int]:

@@ -8,6 +8,12 @@ from typing import Any, Literal
 from modules.errors import UserError
 from modules.optim import OptimConfig
 
+# Options that `UNetConfig` and `VideoUNet` call the same.
+_SAME_NAMES = (
+    "attention_head_dim", "default_fps", "temporal_dropout", "num_attention_heads", "transformer_layers",
+    "linear_projection", "init_attention", "temporal_convs", "temporal_attention", "fps_condition",
+)  # fmt: skip
+
 
 @dataclass
 class UNetConfig:
@@ -20,6 +26,14 @@ class UNetConfig:
     attention_head_dim: int = 64
     default_fps: float = 16.0  # where none is given
     temporal_dropout: float = 0.1  # in the temporal convolutions
+    # What other networks of VideoCrafter2's family do otherwise, see `VideoUNet`.
+    num_attention_heads: int | None = None
+    transformer_layers: int = 1
+    linear_projection: bool = True
+    init_attention: bool = True
+    temporal_convs: bool = True
+    temporal_attention: bool = True
+    fps_condition: bool = True
 
     def __post_init__(self) -> None:
         if len(self.cross_attention) != len(self.block_out_channels):
@@ -47,9 +61,7 @@ class UNetConfig:
             "layers_per_block": self.layers_per_block,
             "norm_num_groups": self.norm_num_groups,
             "cross_attention_dim": text_width,
-            "attention_head_dim": self.attention_head_dim,
-            "default_fps": self.default_fps,
-            "temporal_dropout": self.temporal_dropout,
+            **{name: getattr(self, name) for name in _SAME_NAMES},
         }
 
 

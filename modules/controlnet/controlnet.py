@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
 from modules.controlnet.config import ControlNetworkConfig
-from modules.controlnet.unet import ControlResiduals, EncoderForward, VideoUNet
+from modules.controlnet.unet import (
+    ControlResiduals,
+    EncoderForward,
+    NoTemporalAttention,
+    VideoUNet,
+    drop_temporal_attention,
+    drop_temporal_convs,
+)
 
 
 def zero_conv(channels: int, out_channels: int | None = None) -> nn.Conv2d:
@@ -47,20 +53,6 @@ class HintEncoder(nn.Module):
         return self.out(self.body(hint))
 
 
-class _NoTemporalConv(nn.Module):
-    """Stands where the UNet has a temporal convolution."""
-
-    def forward(self, hidden_states: Tensor, num_frames: int = 1) -> Tensor:
-        return hidden_states
-
-
-class _NoTemporalAttention(nn.Module):
-    """Stands where the UNet has a temporal transformer."""
-
-    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor]:
-        return (hidden_states,)
-
-
 class PoseControlNet(EncoderForward, nn.Module):
     """Copy of a `VideoUNet`'s embeddings, init attention, encoder and middle; zero convolutions on all outputs.
 
@@ -92,12 +84,10 @@ class PoseControlNet(EncoderForward, nn.Module):
         return cls(unet, config)
 
     def _drop_temporal_layers(self) -> None:
-        self.transformer_in = _NoTemporalAttention()
-        for block in [*self.down_blocks, self.mid_block]:
-            block.temp_convs = nn.ModuleList(_NoTemporalConv() for _ in range(len(block.temp_convs)))  # pyright: ignore[reportArgumentType]
-            attentions = getattr(block, "temp_attentions", [])
-            if len(attentions):
-                block.temp_attentions = nn.ModuleList(_NoTemporalAttention() for _ in range(len(attentions)))
+        self.transformer_in = NoTemporalAttention()
+        blocks = [*self.down_blocks, self.mid_block]
+        drop_temporal_convs(blocks)
+        drop_temporal_attention(blocks)
 
     def forward(
         self,

@@ -11,12 +11,13 @@ Source: VideoCrafter2 (arXiv 2401.09047), built on the blocks of ModelScopeT2V (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionModel
@@ -42,7 +43,7 @@ class EncoderForward:
     conv_in: nn.Module
     time_proj: nn.Module
     time_embedding: nn.Module
-    fps_embedding: nn.Module
+    fps_embedding: nn.Module | None
     transformer_in: nn.Module
     down_blocks: nn.ModuleList
     mid_block: nn.Module
@@ -61,8 +62,9 @@ class EncoderForward:
         dtype = next(self.time_embedding.parameters()).dtype
         total = torch.zeros((), device=like.device, dtype=dtype)
         for value, mlp in ((timestep, self.time_embedding), (fps, self.fps_embedding)):
-            values = torch.as_tensor(value, device=like.device).expand(batch)
-            total = total + mlp(self.time_proj(values).to(dtype))
+            if mlp is not None:
+                values = torch.as_tensor(value, device=like.device).expand(batch)
+                total = total + mlp(self.time_proj(values).to(dtype))
         return total.repeat_interleave(frames, dim=0)  # (B * F, 4 * C)
 
     def embed_frames(self, sample: Tensor, extra: Tensor | None = None) -> Tensor:
@@ -126,6 +128,34 @@ class TimeConv(nn.Conv3d):
         return flat.unflatten(3, input.shape[3:])  # (B, C, F, H * W) to (B, C, F, H, W)
 
 
+class NoTemporalConv(nn.Module):
+    """Stands where there is no temporal convolution."""
+
+    def forward(self, hidden_states: Tensor, num_frames: int = 1) -> Tensor:
+        return hidden_states
+
+
+class NoTemporalAttention(nn.Module):
+    """Stands where there is no temporal transformer."""
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor]:
+        return (hidden_states,)
+
+
+def drop_temporal_convs(blocks: Iterable[nn.Module]) -> None:
+    """Take the temporal convolutions out of some blocks."""
+    for block in blocks:
+        block.temp_convs = nn.ModuleList(NoTemporalConv() for _ in range(len(block.temp_convs)))  # pyright: ignore[reportArgumentType]
+
+
+def drop_temporal_attention(blocks: Iterable[nn.Module]) -> None:
+    """Take the temporal transformers out of some blocks."""
+    for block in blocks:
+        attentions = getattr(block, "temp_attentions", [])
+        if len(attentions):
+            block.temp_attentions = nn.ModuleList(NoTemporalAttention() for _ in range(len(attentions)))
+
+
 def _adapt_temporal_conv(layer: TemporalConvLayer, dropout: float) -> None:
     for name, child in list(layer.named_modules()):
         if isinstance(child, nn.Dropout):
@@ -137,6 +167,12 @@ def _adapt_temporal_conv(layer: TemporalConvLayer, dropout: float) -> None:
             layer.get_submodule(parent)[int(index)] = conv  # pyright: ignore[reportIndexIssue]
 
 
+def _remade(transformer: Any, **changes: Any) -> nn.Module:
+    """A new transformer with some arguments changed. (Its `from_config` forgets arguments that were positional.)"""
+    arguments = {name: value for name, value in transformer.config.items() if not name.startswith("_")}
+    return type(transformer)(**{**arguments, **changes})
+
+
 class VideoUNet(EncoderForward, UNet3DConditionModel):
     """Noise (or velocity) prediction for latent video, conditioned on text and on the frame rate.
 
@@ -144,6 +180,9 @@ class VideoUNet(EncoderForward, UNet3DConditionModel):
     """
 
     _supports_gradient_checkpointing = False  # diffusers' own switch; this project's is `checkpoint_blocks`
+    ignore_for_config = (  # arguments of the parent that always have their defaults
+        "act_fn", "downsample_padding", "mid_block_scale_factor", "norm_eps", "sample_size", "time_cond_proj_dim",
+    )  # fmt: skip
 
     @register_to_config
     def __init__(
@@ -158,9 +197,24 @@ class VideoUNet(EncoderForward, UNet3DConditionModel):
         norm_num_groups: int = 32,
         cross_attention_dim: int = 1024,
         attention_head_dim: int = 64,
+        num_attention_heads: int | None = None,
+        transformer_layers: int = 1,
+        linear_projection: bool = True,
+        init_attention: bool = True,
+        temporal_convs: bool = True,
+        temporal_attention: bool = True,
+        fps_condition: bool = True,
         default_fps: float = 16,
         temporal_dropout: float = 0.1,
     ) -> None:
+        """The defaults are VideoCrafter2's.
+
+        Args:
+            num_attention_heads: the same number on every level, instead of heads of `attention_head_dim` channels.
+            transformer_layers: blocks of each spatial transformer and of the init attention.
+            linear_projection: False: the spatial transformers project with 1 x 1 convolutions.
+            init_attention: a temporal transformer after the first convolution.
+        """
         super().__init__(
             in_channels=in_channels,
             out_channels=out_channels,
@@ -172,11 +226,37 @@ class VideoUNet(EncoderForward, UNet3DConditionModel):
             cross_attention_dim=cross_attention_dim,
             attention_head_dim=attention_head_dim,
         )
-        self.fps_embedding = TimestepEmbedding(block_out_channels[0], block_out_channels[0] * 4, act_fn="silu")
+        width = block_out_channels[0]
+        self.fps_embedding = TimestepEmbedding(width, width * 4, act_fn="silu") if fps_condition else None
         self.default_fps = default_fps
+        self._adapt_transformers(transformer_layers, linear_projection, num_attention_heads)
+        if not init_attention:
+            self.transformer_in = NoTemporalAttention()
+        if not temporal_convs:
+            drop_temporal_convs(self.blocks)
+        if not temporal_attention:
+            drop_temporal_attention(self.blocks)
         for module in self.modules():
             if isinstance(module, TemporalConvLayer):
                 _adapt_temporal_conv(module, temporal_dropout)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Blocks of the encoder, the middle and the decoder."""
+        return [*self.down_blocks, self.mid_block, *self.up_blocks]
+
+    def _adapt_transformers(self, layers: int, linear: bool, heads: int | None) -> None:
+        """What diffusers' blocks do not take as arguments."""
+        if layers != 1 or not linear:
+            for block in self.blocks:
+                for index, old in enumerate(getattr(block, "attentions", [])):
+                    block.attentions[index] = _remade(old, num_layers=layers, use_linear_projection=linear)  # pyright: ignore
+            self.transformer_in = _remade(self.transformer_in, num_layers=layers)
+        if heads is not None:
+            for module in self.modules():
+                if isinstance(module, Attention):
+                    module.heads = module.sliceable_head_dim = heads
+                    module.scale = (module.inner_dim // heads) ** -0.5
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
