@@ -188,9 +188,12 @@ def score_interp(job: Job) -> tuple[int, list[Table]]:
 
 def score_controlnet(job: Job) -> tuple[int, list[Table]]:
     from modules.evaluation.controlnet import evaluate
+    from modules.rendering.pipeline import PoseVideoPipeline
 
     clips, count = job.held_out("video"), job.options.videos
     renderer = job.pipeline().renderer
+    if not isinstance(renderer, PoseVideoPipeline):
+        raise UserError("stage controlnet is scored with pipeline.backend=controlnet")
     with Progress(3 * min(count, len(clips)), "videos") as progress:
         settings = job.chain.pipeline.render
         tables = evaluate(renderer, clips, count=count, settings=settings, seed=job.seed, progress=progress)

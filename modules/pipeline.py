@@ -9,12 +9,14 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
 from modules.checkpoint import fingerprint, load_frozen, read_export
+from modules.controlnet.config import AnimateDiffConfig, RenderConfig
 from modules.errors import UserError
 from modules.interp.config import SamplingConfig as InterpSampling
 from modules.pose.boxes import box_to_tokens, denormalise, normalise
@@ -23,7 +25,6 @@ from modules.pose.scene import Person, Scene
 from modules.text import check_prompt
 
 if TYPE_CHECKING:
-    from modules.controlnet.network import PoseRenderer
     from modules.evaluator.network import Evaluator
     from modules.llm.decoding import SamplingConfig
     from modules.llm.director import Director
@@ -54,6 +55,8 @@ class Exports:
             UserError: one is missing, or is of another stage.
         """
         for stage in stages:
+            if stage == "controlnet" and (Path(self.controlnet) / "model_index.json").is_file():  # `save_pretrained`
+                continue
             found = read_export(getattr(self, stage), stage)
             if stage == "controlnet":
                 read_export(found.config["base"], "base")
@@ -80,25 +83,6 @@ class DirectorSampling:
 
 
 @dataclass
-class RenderConfig:
-    """How videos are drawn."""
-
-    frame_stride: int = 4  # rendered frame i shows dense pose i * frame_stride
-    steps: int = 20
-    guidance_scale: float = 4.0
-    guidance_rescale: float = 0.0
-    control_scale: float = 1.0  # 0 turns the poses off
-    eta: float = 0.0
-    precision: str = "32"  # "auto": bfloat16 where the hardware computes in it, about twice as fast
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("32", "auto"):
-            raise UserError(f"precision is {self.precision!r}; allowed: 32, auto")
-        if self.frame_stride < 1 or self.steps < 1:
-            raise UserError(f"frame_stride is {self.frame_stride} and steps {self.steps}; both must be at least 1")
-
-
-@dataclass
 class PipelineConfig:
     """Exports, canvas of new plans, and sampling settings of the chain."""
 
@@ -108,6 +92,28 @@ class PipelineConfig:
     director: DirectorSampling = field(default_factory=DirectorSampling)
     interp: InterpSampling = field(default_factory=InterpSampling)
     render: RenderConfig = field(default_factory=RenderConfig)
+    backend: str = "controlnet"  # or animatediff: Stable Diffusion 1.5 with a motion adapter and a pose ControlNet
+    animatediff: AnimateDiffConfig = field(default_factory=AnimateDiffConfig)
+
+    def __post_init__(self) -> None:
+        if self.backend not in ("controlnet", "animatediff"):
+            raise UserError(f"pipeline.backend is {self.backend!r}; allowed: controlnet, animatediff")
+
+
+class Renderer(Protocol):
+    """Anything that draws dense scenes."""
+
+    def render(
+        self,
+        scenes: Sequence[Scene],
+        prompts: Sequence[str | Sequence[str]],
+        seeds: Sequence[int],
+        settings: RenderConfig,
+        *,
+        on_step: Report | None = None,
+    ) -> np.ndarray:
+        """(B, F, H, W, 3) uint8, F = ceil(T / settings.frame_stride); scenes of one call are equally long."""
+        ...
 
 
 @dataclass(eq=False)
@@ -138,6 +144,8 @@ class Pipeline:
             UserError: an export is missing or of another stage, or two do not belong together.
         """
         exports = config.exports
+        if config.backend != "controlnet":
+            stages = [stage for stage in stages if stage not in RENDER_STAGES]
         exports.check(stages)
         if "llm" in stages and "vqvae" in stages:
             _check_tokenizer(exports)
@@ -162,9 +170,16 @@ class Pipeline:
         return load_frozen(self.config.exports.interp, "interp").to(self.device)
 
     @cached_property
-    def renderer(self) -> PoseRenderer:
-        """The ControlNet with the base that it was trained on."""
-        return load_frozen(self.config.exports.controlnet, "controlnet").to(self.device)  # type: ignore[return-value]
+    def renderer(self) -> Renderer:
+        """What draws videos: the ControlNet with the base that it was trained on, or AnimateDiff."""
+        config = self.config
+        if config.backend == "animatediff":
+            from modules.rendering.animatediff import AnimateDiffRenderer
+
+            return AnimateDiffRenderer.from_pretrained(config.animatediff, config.width, config.height)
+        from modules.rendering.pipeline import PoseVideoPipeline
+
+        return PoseVideoPipeline.from_pretrained(config.exports.controlnet)
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -300,9 +315,7 @@ class Pipeline:
         for scene, seed in zip(scenes, seeds, strict=True):
             prompts = [scene.prompt_at(time) for time in scene.times[:: settings.frame_stride].tolist()]
             told = prompts if scene.later else scene.prompt
-            videos.append(
-                self.renderer.render([scene], [told], [seed], on_step=on_step, **dataclasses.asdict(settings))[0]
-            )
+            videos.append(self.renderer.render([scene], [told], [seed], settings, on_step=on_step)[0])
             if progress is not None:
                 progress(1)
         return videos

@@ -209,8 +209,11 @@ class TextEncoder(nn.Module):
         known = torch.where(self.vocabulary[index] == ids, index + _FIRST_KNOWN, _UNKNOWN)
         return torch.where(ids == 0, _PAD, known)  # BPE id 0 ("!") is open_clip's padding id too
 
-    def forward(self, captions: Sequence[str]) -> TextFeatures:
-        return self.encode(self.tokenize(captions))
+    def forward(self, captions: Sequence[str], whole_context: bool = False) -> TextFeatures:
+        """Features of captions; `whole_context` pads also the small tower's to its context length."""
+        ids = self.tokenize(captions)
+        padding = self.context_length - ids.shape[1] if whole_context else 0
+        return self.encode(nn.functional.pad(ids, (0, padding)))
 
     def encode(self, ids: Tensor) -> TextFeatures:
         """Features of token ids (B, L), L at most the context length; with gradients only if the tower is

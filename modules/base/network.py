@@ -28,7 +28,7 @@ _SMALL_WIDTH = 128  # channels of the first level up to which plain attention be
 SUMS_FILE = "SHA256SUMS"
 SCALE_FACTOR = 0.18215  # of the latents of Stable Diffusion and VideoCrafter2
 _LOG_VARIANCE = -6.0  # of the posterior at the start of training
-_CHUNK = 32  # frames that the autoencoder takes at once outside of training
+_CHUNK = 32  # frames that the autoencoder takes at once outside of training, where nobody says otherwise
 
 
 def build_vae(config: VAEConfig) -> AutoencoderKL:
@@ -71,6 +71,7 @@ class BaseNetwork(nn.Module):
         if config.unet.block_out_channels[0] <= _SMALL_WIDTH:
             self.unet.set_attn_processor(PlainAttention())  # pyright: ignore[reportArgumentType]
         self.schedule = NoiseSchedule(config.schedule)
+        self.frames_at_once = _CHUNK
         self.register_buffer("latent_shift", torch.zeros(channels))
         self.register_buffer("latent_scale", torch.full((channels,), SCALE_FACTOR))
 
@@ -79,15 +80,17 @@ class BaseNetwork(nn.Module):
         """Height and width of the latents."""
         return self.config.height // self.config.vae.factor, self.config.width // self.config.vae.factor
 
+    @property
+    def _vae_dtype(self) -> torch.dtype:
+        return next(self.vae.parameters()).dtype
+
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Text states (B, L, D), always of the tower's whole context: a caption's do not depend on its batch."""
-        ids = self.text.tokenize(captions)
-        padding = self.text.context_length - ids.shape[1]
-        return self.text.encode(nn.functional.pad(ids, (0, padding))).tokens
+        return self.text(captions, whole_context=True).tokens.to(self.latent_scale.dtype)
 
     def posterior(self, frames: Tensor) -> DiagonalGaussianDistribution:
         """Distribution of the raw latents of frames (N, 3, H, W) in [-1, 1]."""
-        return self.vae.encode(frames).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
+        return self.vae.encode(frames.to(self._vae_dtype)).latent_dist  # pyright: ignore[reportAttributeAccessIssue]
 
     def normalise(self, latents: Tensor, inverse: bool = False) -> Tensor:
         """Raw latents (..., C, h, w) to those that the UNet sees, or back."""
@@ -97,7 +100,7 @@ class BaseNetwork(nn.Module):
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Frames (B, F, 3, H, W) in [-1, 1] to normalised latents (B, C, F, h, w): the mean of the posterior."""
-        chunks = [self.posterior(chunk).mean for chunk in frames.flatten(0, 1).split(_CHUNK)]
+        chunks = [self.posterior(chunk).mean for chunk in frames.flatten(0, 1).split(self.frames_at_once)]
         latents = self.normalise(torch.cat(chunks).to(self.latent_scale.dtype))  # (B * F, C, h, w)
         return latents.unflatten(0, frames.shape[:2]).transpose(1, 2)
 
@@ -105,7 +108,8 @@ class BaseNetwork(nn.Module):
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, C, F, h, w) to frames (B, F, 3, H, W), about [-1, 1]."""
         raw = self.normalise(latents.transpose(1, 2), inverse=True)  # (B, F, C, h, w)
-        parts = [self.vae.decode(chunk).sample for chunk in raw.flatten(0, 1).split(_CHUNK)]  # pyright: ignore
+        chunks = raw.flatten(0, 1).to(self._vae_dtype).split(self.frames_at_once)
+        parts = [self.vae.decode(chunk).sample for chunk in chunks]  # pyright: ignore
         return torch.cat(parts).unflatten(0, raw.shape[:2])
 
     def forward(
@@ -117,8 +121,17 @@ class BaseNetwork(nn.Module):
         control: ControlResiduals | None = None,
         extra: Tensor | None = None,
     ) -> Tensor:
-        """Prediction of the UNet; see `VideoUNet.forward`."""
-        return self.unet(noisy, timestep, text, fps=fps, control=control, extra=extra)
+        """Prediction of the UNet in the precision of `noisy`; see `VideoUNet.forward`."""
+        dtype = next(self.unet.parameters()).dtype
+        if control is not None:
+            control = ControlResiduals([residual.to(dtype) for residual in control.down], control.mid.to(dtype))
+        found = self.unet(noisy.to(dtype), timestep, text.to(dtype), fps=fps, control=control, extra=extra)
+        return found.to(noisy.dtype)
+
+    def set_precision(self, dtype: torch.dtype) -> None:
+        """Store the networks in another precision. What goes in and out, and the statistics, stay as they are."""
+        for part in (self.vae, self.text, self.unet):
+            nn.Module.to(part, dtype)
 
     def export_config(self) -> BaseNetworkConfig:
         """The configuration that an export stores."""

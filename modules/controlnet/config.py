@@ -119,6 +119,58 @@ class ControlNetworkConfig:
     hint_channels: list[int] = field(default_factory=lambda: [16, 32, 96, 256])
     hint_layers: int = 1  # further convolutions at each resolution
     temporal: bool = True  # copy the temporal layers too; without, each frame is controlled by its own pose alone
+    hint_boxes: bool = False  # draw the people's boxes on the hint, too
+
+
+@dataclass
+class RenderConfig:
+    """How videos are drawn."""
+
+    frame_stride: int = 4  # rendered frame i shows dense pose i * frame_stride
+    steps: int = 20
+    guidance_scale: float = 4.0
+    guidance_rescale: float = 0.0
+    control_scale: float = 1.0  # 0 turns the poses off
+    # The poses count from this share of the steps to that one. The first steps decide where people are; to leave the
+    # poses off in the last ones lets the base draw details as it has learned them.
+    control_start: float = 0.0
+    control_end: float = 1.0
+    eta: float = 0.0
+    precision: str = "32"  # "auto": bfloat16 where the hardware computes in it, about twice as fast
+    # Videos longer than the network's window: share of a window that the next one covers, too, and whether later
+    # windows start from the first one's noise in another order (appearance changes less).
+    overlap: float = 0.5
+    shared_noise: bool = False
+    # Memory at full size: decode frame by frame, and in parts of a frame; keep on the device only the part that works.
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    offload: bool = False
+    device: str = "auto"  # cuda where there is one
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("32", "auto"):
+            raise UserError(f"precision is {self.precision!r}; allowed: 32, auto")
+        if self.frame_stride < 1 or self.steps < 1:
+            raise UserError(f"frame_stride is {self.frame_stride} and steps {self.steps}; both must be at least 1")
+        if not 0 <= self.control_start <= self.control_end <= 1:
+            raise UserError(
+                f"control_start is {self.control_start} and control_end {self.control_end}; they are shares of the "
+                "steps, 0 <= start <= end <= 1"
+            )
+        if not 0 <= self.overlap < 1:
+            raise UserError(f"overlap is {self.overlap}; it must be from 0 to below 1, for example 0.5")
+
+
+@dataclass
+class AnimateDiffConfig:
+    """Weights of the second renderer: folders, or names on the Hugging Face hub that are in the local cache."""
+
+    base: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    motion_adapter: str = "guoyww/animatediff-motion-adapter-v1-5-2"
+    controlnet: str = "lllyasviel/control_v11p_sd15_openpose"
+    download: bool = False  # take what is not in the cache from the hub
+    negative_prompt: str = "bad quality, worse quality, low resolution"
+    window: int = 16  # frames that the motion adapter was trained on; longer videos are covered by windows (FreeNoise)
 
 
 @dataclass
@@ -134,6 +186,8 @@ class ControlNetConfig:
     # Layout is decided in the first denoising steps: > 1 draws more of the noisy timesteps, t = T * u^(1/bias).
     timestep_bias: float = 1.0
     gradient_checkpointing: bool = False
+    base_precision: Literal["float32", "bfloat16"] = "float32"  # of the frozen base; what is trained is in float32
+    cached: bool = False  # train on latents and text states of `prepare.py latents`
     figure_weight: float = 0.0  # additional weight of the loss on the figures' pixels
     sampling_steps: int = 10  # of the videos that are scored and shown at validation
     sampling_guidance: float = 1.0

@@ -11,18 +11,25 @@ import torch
 
 from modules.controlnet.config import ClockConfig
 from modules.errors import UserError
-from modules.pose.draw import draw_pose
+from modules.pose.draw import draw_boxes, draw_pose
 from modules.pose.figures import figure_mask
 from modules.pose.letterbox import Letterbox
 from modules.pose.scene import Clip, Scene
 from modules.pose.video import read_frames
 
 
-def draw_hint(scene: Scene, indices: Sequence[int] | np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Skeletons of some frames of a scene in OpenPose's colours on black, letterboxed: (F, H, W, 3) uint8."""
+def draw_hint(
+    scene: Scene, indices: Sequence[int] | np.ndarray, size: tuple[int, int], boxes: bool = False
+) -> np.ndarray:
+    """Skeletons of some frames of a scene in OpenPose's colours on black, letterboxed: (F, H, W, 3) uint8.
+
+    Args:
+        boxes: draw the people's boxes, too, one colour a person.
+    """
     fit = Letterbox((scene.width, scene.height), (size[1], size[0]))
     joints, seen = scene.joints, scene.visibility
-    return np.stack([draw_pose(fit.points(joints[:, index]), seen[:, index], size) for index in indices])
+    drawn = [draw_pose(fit.points(joints[:, index]), seen[:, index], size) for index in indices]
+    return np.stack([draw_boxes(picture, scene) for picture in drawn] if boxes else drawn)
 
 
 class Encode:
@@ -42,12 +49,14 @@ class Encode:
         clock: ClockConfig,
         with_hint: bool,
         with_mask: Literal["never", "validation", "always"] = "never",
+        hint_boxes: bool = False,
     ) -> None:
         self.size = (height, width)
         self.num_frames = num_frames
         self.clock = clock
         self.with_hint = with_hint
         self.with_mask = with_mask
+        self.hint_boxes = hint_boxes
         self._kept: dict[tuple[str, int, int | None], np.ndarray] = {}  # (F, H, W, 3) by clip and window
 
     def __call__(self, clip: Clip, rng: np.random.Generator, train: bool) -> list[dict[str, Any]]:
@@ -67,7 +76,7 @@ class Encode:
                 self._kept[clip.key, clip.start, window] = frames
         item: dict[str, Any] = {"frames": frames, "fps": scene.fps / stride, "caption": clip.caption}
         if self.with_hint:
-            item["hint"] = draw_hint(scene, indices, self.size)
+            item["hint"] = draw_hint(scene, indices, self.size, self.hint_boxes)
         if self.with_mask == "always" or (self.with_mask == "validation" and not train):
             fitted = fit.scene(scene.at(indices))
             joints, seen = fitted.joints, fitted.visibility

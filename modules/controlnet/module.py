@@ -58,12 +58,14 @@ class ControlNetModule(L.LightningModule):
         self.save_hyperparameters({"config": dataclasses.asdict(self.config), "max_steps": max_steps})
         base = load_base(self.config.base) if base is None else base
         self.renderer = PoseRenderer(base, self.config.network)
+        base.set_precision(getattr(torch, self.config.base_precision))  # the ControlNet was copied before
         self.renderer.control.checkpoint_blocks = self.config.gradient_checkpointing
         base.unet.checkpoint_blocks = self.config.gradient_checkpointing
         network = base.config
         self.encode = Encode(
             width=network.width, height=network.height, num_frames=network.num_frames, clock=self.config.clock,
             with_hint=True, with_mask="always" if self.config.figure_weight else "validation",
+            hint_boxes=self.config.network.hint_boxes,
         )  # fmt: skip
         self.collate = collate
         self.iou = MeanMetric()

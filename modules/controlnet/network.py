@@ -6,21 +6,18 @@ Letters: B batch, F frames, C channels, L tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from modules.checkpoint import fingerprint, load_frozen, read_export
 from modules.controlnet.config import ControlNetworkConfig
 from modules.controlnet.controlnet import PoseControlNet
 from modules.controlnet.data import draw_hint, hint_tensor
-from modules.controlnet.sampler import Caption, Control, Guidance, sample
 from modules.errors import UserError
-from modules.hardware import native_bfloat16
 from modules.pose.scene import Scene
 
 if TYPE_CHECKING:
@@ -63,48 +60,9 @@ class PoseRenderer(nn.Module):
     def hints(self, scenes: Sequence[Scene], indices: Sequence[Sequence[int]]) -> Tensor:
         """Drawn poses (B, F, 3, H, W) of some dense frames of scenes, at the renderer's pixel size."""
         size = (self.base.config.height, self.base.config.width)
-        drawn = [draw_hint(scene, chosen, size) for scene, chosen in zip(scenes, indices, strict=True)]
+        boxes = self.control.config.hint_boxes
+        drawn = [draw_hint(scene, chosen, size, boxes) for scene, chosen in zip(scenes, indices, strict=True)]
         return hint_tensor(np.stack(drawn)).to(self.base.latent_scale.device)
-
-    def render(
-        self,
-        scenes: Sequence[Scene],
-        prompts: Sequence[Caption],
-        seeds: Sequence[int],
-        *,
-        frame_stride: int = 4,
-        steps: int = 20,
-        guidance_scale: float = 4.0,
-        guidance_rescale: float = 0.0,
-        control_scale: float = 1.0,
-        eta: float = 0.0,
-        precision: str = "32",
-        on_step: Callable[[int, int], None] | None = None,
-    ) -> np.ndarray:
-        """Videos of whole scenes: rendered frame i shows dense pose i * `frame_stride`.
-
-        Args:
-            scenes: dense, all of the same number of frames.
-            prompts, seeds: one a scene; a prompt may also be a list, one for each rendered frame.
-            control_scale: 0 renders the prompt without the poses.
-            precision: "32", or "auto" for bfloat16 where the hardware computes in it.
-            on_step: called with (steps done, steps in all); it may raise, to stop.
-
-        Returns:
-            (B, F, H, W, 3) uint8 at fps / frame_stride frames per second, F = ceil(T / frame_stride).
-        """
-        chosen = [range(0, scene.num_frames, frame_stride) for scene in scenes]
-        if len(set(map(len, chosen))) > 1:
-            raise ValueError("scenes of one call must have the same number of frames: render them one by one")
-        fps = torch.tensor([scene.fps / frame_stride for scene in scenes])
-        control = Control(self.control, self.hints(scenes, chosen), control_scale) if control_scale else None
-        device_type = self.base.latent_scale.device.type
-        half = precision == "auto" and native_bfloat16(device_type)
-        with torch.autocast(device_type, torch.bfloat16, enabled=half):
-            return sample(
-                self.base, list(prompts), list(seeds), num_frames=len(chosen[0]), fps=fps, steps=steps,
-                guidance=Guidance(guidance_scale, guidance_rescale), control=control, eta=eta, on_step=on_step,
-            )  # fmt: skip
 
 
 def _drop_base(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

@@ -29,6 +29,20 @@ class Control:
     network: PoseControlNet
     hint: Tensor  # (B, F, 3, H, W) in [0, 1]
     scale: float = 1.0
+    start: float = 0.0  # share of the steps from which the poses count
+    end: float = 1.0  # and up to which
+
+    def acts(self, step: int, steps: int) -> bool:
+        """Whether the poses count in step `step` (from 0) of `steps`."""
+        return self.scale != 0 and step / steps >= self.start and (step + 1) / steps <= self.end
+
+
+@dataclass
+class Windows:
+    """How a video longer than the network's window is covered."""
+
+    overlap: float = 0.5  # share of a window that the next one covers, too
+    shared_noise: bool = False  # later windows start from the first one's noise in another order (arXiv 2310.15169)
 
 
 @dataclass
@@ -39,11 +53,11 @@ class Guidance:
     rescale: float = 0.0  # brings the contrast of guided latents back, 0 to 1 (arXiv 2305.08891, section 3.4)
 
 
-def windows(num_frames: int, length: int) -> list[range]:
-    """Windows of at most `length` frames that cover a video, half overlapping, the last one at its end."""
+def windows(num_frames: int, length: int, overlap: float = 0.5) -> list[range]:
+    """Windows of at most `length` frames that cover a video, the last one at its end."""
     if num_frames <= length:
         return [range(num_frames)]
-    hop = max(length // 2, 1)
+    hop = max(round(length * (1 - overlap)), 1)
     starts = [*range(0, num_frames - length, hop), num_frames - length]
     return [range(start, start + length) for start in starts]
 
@@ -54,13 +68,22 @@ def window_weights(length: int) -> Tensor:
     return torch.minimum(index, length - 1 - index) + 1
 
 
-def initial_noise(seeds: Sequence[int], channels: int, num_frames: int, size: tuple[int, int]) -> Tensor:
-    """(B, C, F, h, w): a video's noise depends on its seed alone, a frame's on its number alone."""
+def initial_noise(
+    seeds: Sequence[int], channels: int, num_frames: int, size: tuple[int, int], shared: int | None = None
+) -> Tensor:
+    """(B, C, F, h, w): a video's noise depends on its seed alone, a frame's on its number alone.
+
+    Args:
+        shared: length of a window; each further one has the noise of the first window's frames in another order.
+    """
     videos = []
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
-        frames = [torch.randn(channels, *size, generator=generator) for _ in range(num_frames)]
-        videos.append(torch.stack(frames, 1))
+        own = min(num_frames, shared or num_frames)
+        frames = [torch.randn(channels, *size, generator=generator) for _ in range(own)]
+        while len(frames) < num_frames:
+            frames += [frames[index] for index in torch.randperm(own, generator=generator).tolist()]
+        videos.append(torch.stack(frames[:num_frames], 1))
     return torch.stack(videos)
 
 
@@ -76,6 +99,7 @@ def sample_latents(
     guidance: Guidance | None = None,
     control: Control | None = None,
     eta: float = 0.0,
+    long: Windows | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Clean latents (B, C, F, h, w). A video depends on its own caption, seed and poses, not on its batch.
@@ -86,16 +110,18 @@ def sample_latents(
         fps: () or (B,) frames per second, 30 / frame_stride.
         steps: denoising steps.
         eta: 0 is deterministic; noise of later steps comes from the same seeds.
+        long: how windows cover a long video.
         on_step: called with (steps done, steps in all) after each; it may raise, to stop.
     """
-    guidance = guidance or Guidance()
+    guidance, long = guidance or Guidance(), long or Windows()
     device = base.latent_scale.device
     schedule, batch = base.schedule, len(captions)
     generators_seed = [seed + 1_000_003 for seed in seeds]
     channels = base.config.vae.latent_channels
-    latents = initial_noise(seeds, channels, num_frames, base.latent_size).to(device)
+    shared = base.config.num_frames if long.shared_noise else None
+    latents = initial_noise(seeds, channels, num_frames, base.latent_size, shared).to(device)
     rate = torch.as_tensor(fps, dtype=torch.float32, device=device).expand(batch)
-    spans = windows(num_frames, base.config.num_frames)
+    spans = windows(num_frames, base.config.num_frames, long.overlap)
     texts = _window_texts(base, captions, spans)
     empty = base.encode_text([""]).expand_as(texts[0]) if guidance.scale != 1 else None
     timesteps = schedule.timesteps(steps)
@@ -103,8 +129,8 @@ def sample_latents(
         total, weight = torch.zeros_like(latents), torch.zeros(num_frames, 1, 1, device=device)
         for span, text in zip(spans, texts, strict=True):
             part = slice(span.start, span.stop)
-            hint = control.hint[:, part] if control is not None else None
-            predicted = _predict(base, latents[:, :, part], timestep, text, empty, rate, guidance, control, hint)
+            acting = control if control is not None and control.acts(number, len(timesteps)) else None
+            predicted = _predict(base, latents[:, :, part], timestep, text, empty, rate, guidance, acting, part)
             share = window_weights(len(span)).to(device)[:, None, None]  # (n, 1, 1)
             total[:, :, part] += share * predicted
             weight[part] += share
@@ -141,18 +167,19 @@ def _predict(
     fps: Tensor,
     guidance: Guidance,
     control: Control | None,
-    hint: Tensor | None,
+    part: slice,
 ) -> Tensor:
-    """Guided prediction (B, C, n, h, w) for one window."""
+    """Guided prediction (B, C, n, h, w) for one window, `part` of the frames."""
     doubled = empty is not None
     if doubled:  # with and without text in one batch
         noisy, text, fps = torch.cat([noisy, noisy]), torch.cat([text, empty]), torch.cat([fps, fps])
     times = torch.full((len(noisy),), timestep, device=noisy.device)
     residuals = None
-    if control is not None and hint is not None and control.scale != 0:
+    if control is not None:
+        hint = control.hint[:, part]
         hint = torch.cat([hint, hint]) if doubled else hint
         residuals = control.network(noisy, times, text, hint=hint, fps=fps, scale=control.scale)
-    predicted = base.unet(noisy, times, text, fps=fps, control=residuals).float()
+    predicted = base(noisy, times, text, fps, residuals)
     if not doubled:
         return predicted
     conditional, unconditional = predicted.chunk(2)
@@ -181,11 +208,12 @@ def sample(
     guidance: Guidance | None = None,
     control: Control | None = None,
     eta: float = 0.0,
+    long: Windows | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Videos (B, F, H, W, 3) uint8; the arguments are those of `sample_latents`."""
     latents = sample_latents(
         base, captions, seeds, num_frames=num_frames, fps=fps, steps=steps, guidance=guidance, control=control, eta=eta,
-        on_step=on_step,
+        long=long, on_step=on_step,
     )  # fmt: skip
     return to_pixels(base.decode_latents(latents))

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from modules.base.network import BaseNetwork
-from modules.controlnet.network import PoseRenderer
+from modules.controlnet.config import RenderConfig
 from modules.controlnet.sampler import to_pixels
 from modules.errors import UserError
 from modules.evaluation.video import COLUMNS, NOTES, VideoScore, add_row, another, score_video
-from modules.pipeline import RenderConfig
 from modules.pose.letterbox import Letterbox
 from modules.pose.scene import Clip, Scene
 from modules.pose.video import read_frames
+from modules.rendering.pipeline import PoseVideoPipeline
 from modules.reports import Table
 
 _BATCH = 8
@@ -62,7 +62,7 @@ def gather(
 
 
 def evaluate(
-    renderer: PoseRenderer,
+    renderer: PoseVideoPipeline,
     clips: Sequence[Clip],
     *,
     count: int,
@@ -84,7 +84,7 @@ def evaluate(
     size = (config.height, config.width)
     samples = gather(clips, count, settings.frame_stride, config.num_frames, size)
     others = [samples[another(i, len(samples))] for i in range(len(samples))]
-    options, fps = dataclasses.asdict(settings), samples[0].clip.scene.fps / settings.frame_stride
+    fps = samples[0].clip.scene.fps / settings.frame_stride
     own_poses, other_poses = [s.scene for s in samples], [s.scene for s in others]
 
     def render(poses: Sequence[Scene], scale: float) -> list[np.ndarray]:
@@ -98,7 +98,7 @@ def evaluate(
                     [dataclasses.replace(scene, fps=fps) for scene in poses[part]],
                     [s.clip.caption for s in samples[part]],
                     seeds,
-                    **{**options, "frame_stride": 1, "control_scale": scale},
+                    dataclasses.replace(settings, frame_stride=1, control_scale=scale),
                 )
             )
             if progress is not None:

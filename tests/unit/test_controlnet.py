@@ -19,7 +19,7 @@ from modules.base.config import BaseConfig
 from modules.base.module import BaseModule
 from modules.base.network import BaseNetwork, network_config
 from modules.checkpoint import load_frozen
-from modules.controlnet.config import ControlNetConfig, ControlNetworkConfig
+from modules.controlnet.config import ControlNetConfig, ControlNetworkConfig, RenderConfig
 from modules.controlnet.controlnet import PoseControlNet, control_parameters, skip_channels
 from modules.controlnet.module import ControlNetModule
 from modules.controlnet.network import PoseRenderer
@@ -27,6 +27,7 @@ from modules.controlnet.sampler import Control, Guidance, sample
 from modules.errors import UserError
 from modules.optim import OptimConfig
 from modules.pose.scene import Scene
+from modules.rendering.pipeline import PoseVideoPipeline
 from tests.unit.test_unet import TINY, tiny_base, wake
 
 CONTROL = ControlNetworkConfig(hint_channels=[4, 8, 8])
@@ -165,13 +166,15 @@ def tiny_config(base: Path, **changes: Any) -> dict[str, Any]:
     return dataclasses.asdict(dataclasses.replace(config, **changes))
 
 
-def fit(module: ControlNetModule, batch: dict[str, Any], steps: int, **options: Any) -> L.Trainer:
+def fit(
+    module: ControlNetModule, batch: dict[str, Any], steps: int, limit_val_batches: int = 2, ckpt_path: Any = None
+) -> L.Trainer:
     trainer = L.Trainer(
         max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=2, num_sanity_val_steps=0,
+        enable_model_summary=False, limit_val_batches=limit_val_batches, num_sanity_val_steps=0,
     )  # fmt: skip
     loader = DataLoader([batch] * 4, batch_size=None)  # pyright: ignore[reportArgumentType]
-    trainer.fit(module, loader, loader, **options)
+    trainer.fit(module, loader, loader, ckpt_path=ckpt_path, weights_only=None if ckpt_path is None else True)
     return trainer
 
 
@@ -193,9 +196,39 @@ def test_training_leaves_the_base_bitwise_unchanged(tmp_path: Path, make_scene: 
     moved = sum(not torch.equal(value, control[name]) for name, value in module.state_dict().items())
     assert moved > len(control) / 2  # all that a gradient has reached
 
-    resumed = ControlNetModule(tiny_config(tmp_path / "base"), max_steps=8)
-    fit(resumed, batch, 8, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    resumed = ControlNetModule(tiny_config(tmp_path / "base"), max_steps=100)
+    fit(resumed, batch, 100, limit_val_batches=0, ckpt_path=tmp_path / "last.ckpt")
     assert all(torch.equal(value, before[name]) for name, value in resumed.renderer.base.state_dict().items())
+
+
+def test_checkpointed_gradients_of_the_control_are_the_same() -> None:
+    renderer, values, found = moving(tiny_renderer()).train(), inputs(), []
+    for checkpointing in (False, True):
+        renderer.zero_grad()
+        renderer.control.checkpoint_blocks = renderer.base.unet.checkpoint_blocks = checkpointing
+        torch.manual_seed(0)  # dropout of the temporal convolutions
+        renderer.predict(**values).square().mean().backward()
+        found.append({name: p.grad for name, p in renderer.control.named_parameters()})
+    assert all(grad is not None and torch.equal(grad, found[1][name]) for name, grad in found[0].items())
+
+
+def test_a_frozen_base_at_half_precision_trains_a_control_in_single(
+    tmp_path: Path, make_scene: Callable[..., Scene]
+) -> None:
+    config = tiny_config(exported_base(tmp_path / "base"), base_precision="bfloat16")
+    module = ControlNetModule(config, max_steps=2)
+    base, control = module.renderer.base, module.renderer.control
+    assert {p.dtype for part in (base.unet, base.vae, base.text) for p in part.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in control.parameters()} == {torch.float32}
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    fit(module, make_batch(make_scene(width=16, height=16), module.renderer), 2)
+    assert all(torch.equal(value, before[name]) for name, value in base.state_dict().items())
+    assert any(p.any() for p in control.mid_zero_conv.parameters())  # it has learned
+
+
+def test_shown_with_the_trained_module(tmp_path: Path, make_scene: Callable[..., Scene]) -> None:
+    module = ControlNetModule(tiny_config(exported_base(tmp_path / "base")), max_steps=1)
+    batch = make_batch(make_scene(width=16, height=16), module.renderer)
     shown = module.sample_videos(batch)["truth_poses_rendered"]
     assert shown.shape[:2] == (3, 48)
 
@@ -241,11 +274,12 @@ def test_export_names_its_base(tmp_path: Path, make_scene: Callable[..., Scene])
     renderer = load_frozen(tmp_path / "control", "controlnet")
     assert isinstance(renderer, PoseRenderer)
     scene = make_scene(width=16, height=16, frames=30)
-    options = {"steps": 2, "guidance_scale": 2.0, "frame_stride": 5}
-    video = renderer.render([scene, scene], ["two people", "two people"], [1, 2], **options)
+    settings = RenderConfig(steps=2, guidance_scale=2.0, frame_stride=5, device="cpu")
+    pipe = PoseVideoPipeline.from_pretrained(tmp_path / "control")
+    video = pipe.render([scene, scene], ["two people", "two people"], [1, 2], settings)
     assert video.shape == (2, 6, 16, 16, 3)
     assert video.dtype == np.uint8
-    alone = renderer.render([scene], ["two people"], [2], **options)
+    alone = pipe.render([scene], ["two people"], [2], settings)
     assert np.abs(alone[0].astype(int) - video[1]).max() <= 1
     direct = sample(
         module.renderer.base, ["two people"], [2], num_frames=6, fps=6.0, steps=2, guidance=Guidance(2.0),
