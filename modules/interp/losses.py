@@ -73,8 +73,12 @@ def outline_loss(error: Tensor, counted: Tensor, gap: Tensor) -> Mean:
 
 
 def spread_loss(clean: Tensor, spread: Tensor, mask: Tensor) -> Mean:
-    """Negative log-likelihood of the residuals (N, M, J, 2) under a normal distribution of width `spread`."""
-    ratio = (clean / spread).square().clamp_max(25)
+    """Negative log-likelihood of residuals under a normal distribution of width `spread` (N, 1, J, 1).
+
+    Args:
+        clean: (N, M, J, 2) residuals in units of this spread.
+    """
+    ratio = (clean * (spread.detach() / spread)).square().clamp_max(25)
     return Mean(((0.5 * ratio + spread.log()) * mask).sum(), 2 * mask.sum())
 
 

@@ -164,26 +164,27 @@ class InterpModule(L.LightningModule):
         count = len(windows.clip)
         inside = gather_frames(windows, batch["frame_mask"]) & windows.frame_mask
         visible = gather_frames(windows, batch["visibility"]) & inside[..., None]
-        base = self.network.base(windows, gather_frames(windows, batch["course"]))
-        mask = counted_joints(visible, base)
-        clean = base.encode(gather_frames(windows, batch["poses"]))
-        clean = torch.where(mask > 0, clean, torch.zeros_like(clean))
         keep_keys, keep_text = (
             (torch.rand(count, generator=generator) >= share).to(self.device)
             for share in (self.config.key_drop, self.config.text_drop)
         )
+        spread = self.network.spread(windows, text * keep_text[:, None])
+        base = self.network.base(windows, gather_frames(windows, batch["course"]), spread.detach())
+        mask = counted_joints(visible, base)
+        clean = base.encode(gather_frames(windows, batch["poses"]))
+        clean = torch.where(mask > 0, clean, torch.zeros_like(clean))
         conditions = self.network.condition(windows, base, text, keep_keys, keep_text)
-        spread = spread_loss(clean, conditions.spread, mask * keep_keys[:, None, None, None])
+        fit = spread_loss(clean, spread[:, None, :, None], mask)
         timesteps = torch.randint(TRAIN_TIMESTEPS, (count,), generator=generator).to(self.device)
         span = (windows.key_times[:, 2] - windows.key_times[:, 0]) / 2
         noise = draw_window_noise(tuple(clean.shape), span, self.config.network.fps, generator).to(self.device)
         noisy = noise_schedule().add_noise(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
         prediction = self.network(noisy, timesteps, windows, conditions)
         # In units in which the error of an untrained network has unit variance at every step.
-        error = (prediction.residual - clean) / preconditioning(timesteps, conditions.spread.detach()).outward
+        error = (prediction.residual - clean) / preconditioning(timesteps).outward
         losses = residual_losses(error, mask, windows, base)
         visibility = visibility_loss(prediction.visibility, visible, inside)
-        return losses | {"spread": spread, "visibility": visibility}
+        return losses | {"spread": fit, "visibility": visibility}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         losses = self.model_step(batch)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from modules.checkpoint import read_export
 from modules.interp.config import NetworkConfig
-from modules.interp.noise import TRAIN_TIMESTEPS
+from modules.interp.noise import noise_schedule
 from modules.interp.outline import ERROR_UNIT, POSE, Outline, Segments, key_motion
 from modules.interp.splines import window_spline
 from modules.interp.windows import Windows, select_rows
@@ -41,7 +41,7 @@ class Base:
     course: Tensor  # (N, M, J, 2) expected poses, box coordinates: the residual is measured from here
     keys: Tensor  # (N, 3, J, 2) keys with their unseen joints filled in
     motion: Tensor  # (N, J) typical size of what happens between the keys, box coordinates
-    unit: Tensor  # (N, M, J, 1) typical residual on this side of the centre key
+    unit: Tensor  # (N, M, J, 1) expected size of the residual on this side of the centre key
     profile: Tensor  # (N, M, J, 1) its course over time; what is diffused is in units of unit * profile
     visibility: Tensor  # (N, M, J) the keys' visibility, interpolated, 0..1
     between: Tensor  # (N, M, J) bool: keys show the joint on both sides of the frame
@@ -65,7 +65,6 @@ class Base:
 class Conditions:
     """What the denoiser is told about each window; the same for all steps of a sampling."""
 
-    spread: Tensor  # (N, 1, J, 1) standard deviation of the scaled residual; ones where the keys are dropped
     course: Tensor  # (N, M, J, 2) the spline from the centre key on, box coordinates
     keys: Tensor  # (N, 4, W) tokens of the three keys and of "no key"
     key_mask: Tensor  # (N, 4) bool
@@ -95,25 +94,16 @@ def sinusoids(values: Tensor, width: int, longest: float, shortest: float) -> Te
 
 @dataclass
 class Gains:
-    """Factors of a preconditioned denoiser, (N, 1, J, 1)."""
+    """Factors of a preconditioned denoiser, (N, 1, 1, 1)."""
 
-    signal: Tensor  # of the clean residual in the noisy one
-    inward: Tensor  # of the network's input
     skip: Tensor  # of the noisy residual in the output
     outward: Tensor  # of the network's output
 
 
-def preconditioning(timesteps: Tensor, spread: Tensor) -> Gains:
-    """Gains for a residual with standard deviation `spread` (N, 1, J, 1) at diffusion steps (N,)."""
-    angle = ((timesteps + 1) / (TRAIN_TIMESTEPS + 1) * torch.pi / 2)[:, None, None, None].to(spread.dtype)
-    signal, noise = angle.cos(), angle.sin()
-    power = (signal * spread).square() + noise.square()
-    return Gains(
-        signal=signal,
-        inward=power.rsqrt(),
-        skip=signal * spread.square() / power,
-        outward=spread * noise * power.rsqrt(),
-    )
+def preconditioning(timesteps: Tensor) -> Gains:
+    """Gains for a residual of unit variance at diffusion steps (N,); the noisy one has unit variance as well."""
+    signal = noise_schedule().alphas_cumprod.to(timesteps.device)[timesteps.long()][:, None, None, None]
+    return Gains(skip=signal.sqrt(), outward=(1 - signal).sqrt())
 
 
 class Attention(nn.Module):
@@ -246,11 +236,20 @@ class InterpNetwork(nn.Module):
         """Expected poses (S, M, J, 2) between keys, box coordinates. text: (N, E) of the windows cut into segments."""
         return self.outline(segments, text[segments.before], text[segments.before + 1])
 
-    def base(self, windows: Windows, course: Tensor | None = None) -> Base:
+    def spread(self, windows: Windows, text: Tensor) -> Tensor:
+        """How large the residual of each joint is, as a multiple of what is typical of its motion: (N, J).
+
+        Args:
+            text: (N, E), zeros where it is dropped.
+        """
+        return self.outline.keys(windows, text).spread
+
+    def base(self, windows: Windows, course: Tensor | None = None, spread: Tensor | None = None) -> Base:
         """What the residual of each window is measured from, and its unit.
 
         Args:
             course: (N, M, J, 2) expected poses, box coordinates, used between keys alone; None for the spline's.
+            spread: (N, J), see `spread`; None for ones.
         """
         filled = windows.fill()
         if self.base_kind == "none":
@@ -273,7 +272,7 @@ class InterpNetwork(nn.Module):
             course=spline if course is None else torch.where(windows.between[..., None, None], course, spline),
             keys=filled.joints,
             motion=motion,
-            unit=(motion[:, None] * ratio)[..., None],
+            unit=((motion if spread is None else motion * spread)[:, None] * ratio)[..., None],
             profile=torch.where(between, profile[..., None], 1.0)[..., None],
             visibility=torch.lerp(seen[:, 1:2], other, windows.phase[..., None]),
             between=between,
@@ -308,10 +307,8 @@ class InterpNetwork(nn.Module):
         """
         text = text * keep_text[:, None]
         kept = keep_keys[:, None, None]  # (N, 1, 1)
-        spread = self.outline.keys(windows, text).spread[:, None]  # (N, 1, J)
         keys, key_mask = self._key_tokens(windows, base, keep_keys)
         return Conditions(
-            spread=torch.where(kept, spread, 1.0)[..., None],
             course=(base.spline - base.keys[:, 1:2]) * kept[..., None],
             keys=keys,
             key_mask=key_mask,
@@ -324,16 +321,17 @@ class InterpNetwork(nn.Module):
         """Predict the clean residual and the visibility.
 
         Preconditioned as in Karras et al. (2022): with a last layer of zeros this is the best denoiser of a normal
-        distribution around the outline with the spread it gives.
+        distribution around the outline with the spread it gives; the layers learn what is left, the v-prediction of
+        Salimans and Ho (2022) but for its sign.
 
         Args:
             noisy: (N, M, J, 2) noisy scaled residual.
             timesteps: (N,) diffusion steps, 0..999.
         """
-        gains = preconditioning(timesteps, conditions.spread.detach())
+        gains = preconditioning(timesteps)
         features = torch.cat(
             [
-                (noisy * gains.inward).flatten(2),
+                noisy.flatten(2),
                 conditions.course.flatten(2),
                 conditions.visibility,
                 torch.where(windows.times < 0, -windows.phase, windows.phase)[..., None],

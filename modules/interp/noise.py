@@ -7,6 +7,7 @@ which is white noise in other coordinates: every solver stays valid, and few eva
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-# Width of the smoothing as a share of the distance between keys, and the share of the noise (std) left white.
+# Width of the smoothing as a share of the distance between keys, and the share of the noise (std) left white at keys a
+# third of a second apart: it falls with the root of the distance, as motion's jitter stays and its swing grows.
 SMOOTHING, WHITE = 0.2, 0.05
 TRAIN_TIMESTEPS = 1000
 SCHEDULE = {
@@ -24,6 +26,7 @@ SCHEDULE = {
 }
 
 
+@functools.lru_cache(maxsize=1)
 def noise_schedule() -> DDPMScheduler:
     """The cosine schedule of training (Nichol and Dhariwal, 2021); the network predicts the clean sample."""
     return DDPMScheduler(clip_sample=False, **SCHEDULE)
@@ -49,9 +52,10 @@ def draw_noise(
     """
     clips, frames = shape[:2]
     gaps = key_times.masked_fill(~key_mask, 0).amax(1) / (key_mask.sum(1) - 1).clamp_min(1)  # (B,) seconds
+    gaps = torch.where(gaps > 0, gaps, 1 / 3).cpu()
     noise = torch.empty(clips, frames, math.prod(shape[2:]))
-    for clip, gap in enumerate(gaps.cpu().tolist()):
-        width = _width(gap or 1 / 3, fps)
+    for clip, gap in enumerate(gaps.tolist()):
+        width = _width(gap, fps)
         reach = _reach(width)
         white = torch.randn(frames + 2 * reach, noise.shape[2], generator=generator)
         offsets = torch.arange(-reach, reach + 1)
@@ -59,7 +63,7 @@ def draw_noise(
         for offset, weight in zip((offsets + reach).tolist(), kernel.tolist(), strict=True):
             part = white[offset : offset + frames]
             noise[clip] = part * weight if offset == 0 else noise[clip] + part * weight
-    return _add_white(noise, generator).reshape(shape)
+    return _add_white(noise, gaps, generator).reshape(shape)
 
 
 def draw_window_noise(
@@ -80,7 +84,7 @@ def draw_window_noise(
     white = torch.randn(windows, frames + 2 * reach, math.prod(shape[2:]), generator=generator)
     offsets = torch.arange(frames + 2 * reach) - reach - torch.arange(frames)[:, None]  # (M, M + 2R)
     kernel = _kernel(offsets, widths[:, None, None])  # (N, M, M + 2R)
-    return _add_white(kernel @ white, generator).reshape(shape)
+    return _add_white(kernel @ white, gaps.cpu(), generator).reshape(shape)
 
 
 def _width(gap: Any, fps: float) -> Any:
@@ -97,5 +101,7 @@ def _kernel(offsets: Tensor, width: Any) -> Tensor:
     return weights / weights.square().sum(-1, keepdim=True).sqrt()
 
 
-def _add_white(noise: Tensor, generator: torch.Generator | None) -> Tensor:
-    return (1 - WHITE**2) ** 0.5 * noise + WHITE * torch.randn(noise.shape, generator=generator)
+def _add_white(noise: Tensor, gaps: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Smooth noise (N, M, C) with the white share for keys `gaps` (N,) seconds apart."""
+    share = (WHITE * (3 * gaps.to(noise.dtype)).rsqrt()).clamp(max=0.5)[:, None, None]
+    return (1 - share**2).sqrt() * noise + share * torch.randn(noise.shape, generator=generator)

@@ -80,7 +80,7 @@ def sample(
     joints, logits = [], []
     for index in torch.arange(len(windows.clip), device=device).split(max_windows):
         part = windows.select(index)
-        base = network.base(part, gather_frames(part, course))
+        base = network.base(part, gather_frames(part, course), network.spread(part, text[index]))
         everything = torch.ones(len(index), dtype=torch.bool, device=device)
         full = network.condition(part, base, text[index], everything, everything & (captions is not None))
         empty = network.condition(part, base, text[index], ~everything, ~everything)

@@ -16,10 +16,10 @@ from modules.checkpoint import load_frozen
 from modules.errors import UserError
 from modules.interp.config import InterpConfig, NetworkConfig, SamplingConfig
 from modules.interp.data import collate, person_item
-from modules.interp.losses import velocity
+from modules.interp.losses import spread_loss, velocity
 from modules.interp.module import InterpModule
 from modules.interp.network import InterpNetwork, preconditioning
-from modules.interp.noise import draw_noise, draw_window_noise
+from modules.interp.noise import draw_noise, draw_window_noise, noise_schedule
 from modules.interp.sampler import make_solver, sample
 from modules.interp.splines import clip_spline, fill_keys, window_spline
 from modules.interp.windows import Windows, blend_windows, cut_windows, gather_frames
@@ -267,16 +267,32 @@ def test_conditions_are_dropped_one_by_one(architecture: str) -> None:
 
 
 def test_untrained_network_is_the_best_denoiser_of_its_outline() -> None:
-    spread = torch.tensor([0.3, 1.0, 2.0])[:, None, None, None]
-    clean = 0.5 + spread * torch.randn(3, 200_000, 1, 1)
+    clean, noise = torch.randn(2, 200_000)
     for step in (50, 500, 950):
-        gains = preconditioning(torch.full((3,), step), spread)
-        noise = (1 - gains.signal.square()).sqrt()
-        offset = gains.signal * (clean - 0.5) + noise * torch.randn_like(clean)
-        torch.testing.assert_close((offset * gains.inward).std(1), torch.ones(3, 1, 1), atol=0.02, rtol=0)
-        left = (clean - 0.5 - gains.skip * offset) / gains.outward
-        torch.testing.assert_close(left.std(1), torch.ones(3, 1, 1), atol=0.02, rtol=0)
-        assert ((left * offset).mean(1).abs() < 0.02 * offset.std(1)).all()
+        noisy = noise_schedule().add_noise(clean, noise, torch.tensor([step]))  # pyright: ignore
+        gains = preconditioning(torch.tensor([step]))
+        left = (clean - gains.skip.flatten() * noisy) / gains.outward.flatten()
+        torch.testing.assert_close(left.std(), torch.tensor(1.0), atol=0.03, rtol=0)
+        assert (left * noisy).mean().abs() < 0.03
+
+
+def test_spread_is_the_unit_and_is_fitted_to_what_is_left() -> None:
+    batch, network = batch_of([120] * 4), network_of()
+    windows = windows_of(batch)
+    poses, spread = gather_frames(windows, batch["poses"]), torch.full((len(windows.clip), J), 2.0)
+    plain, wide = network.base(windows), network.base(windows, None, spread)
+    torch.testing.assert_close(wide.encode(poses), plain.encode(poses) / 2)
+    torch.testing.assert_close(wide.decode(wide.encode(poses)), poses, atol=1e-4, rtol=1e-3)
+    # The best spread is the residuals' standard deviation, in whatever unit they are given.
+    found = torch.full((1, 1, 1, 1), 0.5, requires_grad=True)
+    residual = 3 * torch.randn(1, 20_000, 1, 2)
+    optimizer = torch.optim.Adam([found], lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = spread_loss(residual / found.detach(), found, torch.ones(1, 20_000, 1, 1)).value
+        loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(found.detach().flatten(), residual.std()[None], atol=0.3, rtol=0)
 
 
 def test_both_kinds_of_noise_are_the_same_noise() -> None:
