@@ -195,7 +195,7 @@ def test_keys_are_met_without_a_jump_beside_them() -> None:
 
 def test_the_error_of_the_keys_is_heard() -> None:
     batch, network = batch_of([60]), network_of()
-    settings = {"temperature": 0.0, "keep_keys": 0.0}
+    settings: dict[str, Any] = {"temperature": 0.0, "keep_keys": 0.0}
     assert not torch.equal(run(network, batch, key_error=0.05, **settings), run(network, batch, **settings))
 
 
