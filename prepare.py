@@ -3,6 +3,7 @@
   python prepare.py synthetic                       the sample data, in data/sample (one to two minutes on 2 cores)
   python prepare.py openpose poses=json videos=videos captions=captions.csv out=data/mine preview=8
   python prepare.py bvh motions=bvh captions=captions.csv out=data/mocap preview=8
+  python prepare.py latents data=data/sample out=data/latents
   python prepare.py shards "tars=[old/train-*.tar,more/{a,b}-000000.tar]" out=data/joined
 
 All sources:
@@ -48,16 +49,23 @@ shards: existing tars, joined or re-sharded; the samples are copied as they are 
   captions=FILE     other captions, by key;  split=train   of all samples, else by the names of the tars
   skip_bad=false    leave damaged samples out, counted
 
+latents: what a frozen base makes of videos and captions, so that `model.cached=true` trains without either encoder
+  data=data/sample base=assets/demo_base   shards with videos, and the export of stage `base`
+  every=1           keep every n-th frame (strides in training are then multiples of it);  video=false   keep the videos
+  batch=32 device=auto precision=32   frames at once; auto: bfloat16 where the hardware has it
+
 An interrupted run goes on where it stopped; a complete data set is left as it is.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 from configs.cli import run_script, split_arguments
 from configs.loader import load_typed
+from datamodules.sources.latents import Encoders, LatentsConfig, build_latents
 from datamodules.sources.mocap import BvhConfig, build_bvh
 from datamodules.sources.openpose import OpenPoseConfig, build_openpose
 from datamodules.sources.reshard import ShardsConfig, build_shards
@@ -66,6 +74,15 @@ from datamodules.sources.video import VideoConfig, build_video
 from datamodules.synthetic.build import SyntheticConfig, build
 from modules.errors import UserError
 
+
+def load_base(config: LatentsConfig) -> Encoders:
+    """The encoders of the base that `config` names; loaded only where this source is asked for."""
+    from modules.rendering.encoders import load_encoders
+
+    options = {"batch": config.batch, "device": config.device, "precision": config.precision}
+    return Encoders(**load_encoders(config.base, **options))
+
+
 # Settings and builder of each source.
 SOURCES: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
     "synthetic": (SyntheticConfig, build),
@@ -73,6 +90,7 @@ SOURCES: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
     "video": (VideoConfig, build_video),
     "bvh": (BvhConfig, build_bvh),
     "shards": (ShardsConfig, build_shards),
+    "latents": (LatentsConfig, functools.partial(build_latents, load_base)),
 }
 
 

@@ -5,6 +5,8 @@ A shard is a tar file. A sample is the files of one key in it:
   {key}.json      caption (text) or captions (list of texts), fps (30), width, height, num_frames; more is allowed:
                   label, actors (one object a person), ...
   {key}.mp4       optional: the video of the same frames on the same canvas
+  {key}.latents.npy, {key}.text.npy   optional, of `prepare.py latents`: float16 (N, C, h, w) of every n-th frame, and
+                  (captions, L, D); `cache` in the json says n ("every") and of which base they are ("base")
 Letters: P persons, T dense frames, J joints (18).
 """
 
@@ -32,8 +34,9 @@ FPS = 30
 SPLITS = ("train", "val", "test")
 
 # Column -> ending of its file. "pose" (with the json) is always read, other columns only when asked for.
-COLUMNS = {"pose": "pose.npy", "video": "mp4"}
+COLUMNS = {"pose": "pose.npy", "video": "mp4", "latents": "latents.npy", "text": "text.npy"}
 META = "json"
+_MAKE_CACHE = "make them again: python prepare.py latents"
 
 # A dot would end the key, a slash would make a folder.
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -48,6 +51,8 @@ class Sample:
     captions: list[str]  # at least one
     meta: dict[str, Any]  # the whole json
     video: bytes | None = None  # encoded
+    latents: np.ndarray | None = None  # (N, C, h, w) float16, read-only
+    text: np.ndarray | None = None  # (captions, L, D) float16, read-only
 
 
 def suffixes(columns: Sequence[str]) -> tuple[str, ...]:
@@ -75,7 +80,9 @@ def parse_sample(raw: Mapping[str, Any], columns: Sequence[str] = ("pose",)) -> 
     where = f"{raw.get('__url__', 'sample')}: {raw.get('__key__', '?')}"
     for suffix in suffixes(columns):
         if suffix not in raw:
-            _fail(where, f"has no .{suffix}", "write the shard again with prepare.py")
+            cached = suffix in (COLUMNS["latents"], COLUMNS["text"])
+            remedy = "`python prepare.py latents` makes it" if cached else "write the shard again with prepare.py"
+            _fail(where, f"has no .{suffix}", remedy)
     meta = _parse_meta(raw[META], where)
     poses = _parse_poses(raw[COLUMNS["pose"]], where)
     if meta.get("num_frames", poses.shape[1]) != poses.shape[1]:
@@ -83,7 +90,15 @@ def parse_sample(raw: Mapping[str, Any], columns: Sequence[str] = ("pose",)) -> 
         _fail(where, problem, "write the shard again with prepare.py")
     captions = meta["captions"] if "captions" in meta else [meta["caption"]]
     video = raw[COLUMNS["video"]] if "video" in columns else None
-    return Sample(raw.get("__key__", ""), poses, captions, meta, video)
+    latents = _parse_cache(raw, "latents", 4, where) if "latents" in columns else None
+    text = _parse_cache(raw, "text", 3, where) if "text" in columns else None
+    if latents is not None:
+        every = meta.get("cache", {}).get("every")
+        if not isinstance(every, int) or every < 1 or len(latents) != -(-poses.shape[1] // every):
+            _fail(where, f"has {len(latents)} latents of {poses.shape[1]} frames", _MAKE_CACHE)
+    if text is not None and len(text) != len(captions):
+        _fail(where, f"has {len(text)} text states, {len(captions)} captions", _MAKE_CACHE)
+    return Sample(raw.get("__key__", ""), poses, captions, meta, video, latents, text)
 
 
 def _fail(where: str, problem: str, remedy: str) -> NoReturn:
@@ -114,14 +129,26 @@ def _parse_meta(data: bytes, where: str) -> dict[str, Any]:
     return meta
 
 
-def _parse_poses(data: bytes, where: str) -> np.ndarray:
+def _parse_array(data: bytes, where: str, name: str) -> np.ndarray:
     try:
         # The header's length is at bytes 8 and 9; the header repeats from sample to sample, parsing it is slow.
         start = 10 + int.from_bytes(data[8:10], "little")
         dtype, shape = _parse_header(bytes(data[:start]))
-        poses = np.frombuffer(data, dtype, offset=start).reshape(shape)
+        return np.frombuffer(data, dtype, offset=start).reshape(shape)
     except ValueError as error:
-        _fail(where, f"its pose.npy cannot be read ({error})", "write it with numpy.save(allow_pickle=False)")
+        _fail(where, f"its {name} cannot be read ({error})", "write it with numpy.save(allow_pickle=False)")
+
+
+def _parse_cache(raw: Mapping[str, Any], column: str, ndim: int, where: str) -> np.ndarray:
+    found = _parse_array(raw[COLUMNS[column]], where, COLUMNS[column])
+    if found.dtype != np.float16 or found.ndim != ndim or not np.isfinite(found).all():
+        problem = f"its {column} are {found.dtype} {found.shape}, allowed are finite float16 of {ndim} axes"
+        _fail(where, problem, _MAKE_CACHE)
+    return found
+
+
+def _parse_poses(data: bytes, where: str) -> np.ndarray:
+    poses = _parse_array(data, where, COLUMNS["pose"])
     if poses.dtype != np.float32 or poses.ndim != 4 or poses.shape[2:] != (NUM_JOINTS, 3) or not poses.size:
         problem = f"its poses are {poses.dtype} {poses.shape}, allowed is float32 (persons, frames, {NUM_JOINTS}, 3)"
         _fail(where, problem, "convert them with prepare.py")
@@ -144,7 +171,12 @@ def _parse_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
 
 
 def write_sample(
-    tar: tarfile.TarFile, key: str, poses: np.ndarray, meta: dict[str, Any], video: bytes | None = None
+    tar: tarfile.TarFile,
+    key: str,
+    poses: np.ndarray,
+    meta: dict[str, Any],
+    video: bytes | None = None,
+    cache: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Checks a sample and adds it to an open shard. The same input gives the same bytes.
 
@@ -154,21 +186,27 @@ def write_sample(
         poses: (P, T, J, 3) float32.
         meta: content of the json; `num_frames` is added.
         video: encoded mp4 of the same frames.
+        cache: "latents" and "text", float16.
 
     Raises:
         UserError: what the reader would refuse.
     """
     if not _KEY.fullmatch(key):
         _fail(f"sample {key!r}", "is not a name for a sample", "use letters, digits, _ and - alone")
-    buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(poses), allow_pickle=False)
     meta = {**meta, "num_frames": int(poses.shape[1]) if poses.ndim > 1 else 0}
     text = json.dumps(meta, ensure_ascii=False, allow_nan=False)
-    files = {META: text.encode(), COLUMNS["pose"]: buffer.getvalue()}
+    files = {META: text.encode(), COLUMNS["pose"]: _npy(poses)}
     files |= {} if video is None else {COLUMNS["video"]: video}
-    parse_sample({"__key__": key, "__url__": str(tar.name), **files})
+    files |= {COLUMNS[column]: _npy(array) for column, array in (cache or {}).items()}
+    parse_sample({"__key__": key, "__url__": str(tar.name), **files}, ("pose", *(cache or {})))
     for suffix, data in files.items():
         add_file(tar, f"{key}.{suffix}", data)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
 
 
 def add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:

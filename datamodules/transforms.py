@@ -50,4 +50,7 @@ def to_clip(
     choice = int(rng.integers(len(sample.captions))) if rng is not None and len(sample.captions) > 1 else 0
     caption = sample.captions[choice]
     scene = Scene(width, height, float(FPS), np.arange(poses.shape[1]) / FPS, persons, caption)
-    return Clip(sample.key, scene, caption, str(meta.get("label", "")), meta, sample.video, start)
+    text = None if sample.text is None else sample.text[choice]
+    return Clip(
+        sample.key, scene, caption, str(meta.get("label", "")), meta, sample.video, start, sample.latents, text
+    )

@@ -229,7 +229,7 @@ class PoseDataModule(L.LightningDataModule):
             "augment": Augment(**(augment or {})),
             "max_bad_fraction": max_bad_fraction,
         }
-        if "video" in self._columns and self._options["augment"].moves:
+        if {"video", "latents"} & set(self._columns) and self._options["augment"].moves:
             raise UserError(
                 "data.augment.mirror, time_warp and camera cannot go with a stage that reads videos; set them to 0"
             )

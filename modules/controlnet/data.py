@@ -50,31 +50,32 @@ class Encode:
         with_hint: bool,
         with_mask: Literal["never", "validation", "always"] = "never",
         hint_boxes: bool = False,
+        cached_by: str | None = None,
     ) -> None:
+        """Args:
+        cached_by: fingerprint of the base whose latents and text states are shown instead of frames.
+        """
         self.size = (height, width)
         self.num_frames = num_frames
         self.clock = clock
         self.with_hint = with_hint
         self.with_mask = with_mask
         self.hint_boxes = hint_boxes
+        self.cached_by = cached_by
         self._kept: dict[tuple[str, int, int | None], np.ndarray] = {}  # (F, H, W, 3) by clip and window
 
     def __call__(self, clip: Clip, rng: np.random.Generator, train: bool) -> list[dict[str, Any]]:
-        if clip.video is None:
-            raise UserError(
-                f"clip {clip.key} has no video, which the renderer is trained on; give shards with a column .mp4 "
-                "(`make sample-data` makes some)"
-            )
         scene = clip.scene
         window = int(rng.integers(self.clock.windows)) if train and self.clock.windows else None
-        indices, stride = self._indices(clip, rng, train, window)
+        every = self._cached_every(clip)
+        indices, stride = self._indices(clip, rng, train, window, every)
         fit = Letterbox((scene.width, scene.height), (self.size[1], self.size[0]))
-        frames = self._kept.get((clip.key, clip.start, window))
-        if frames is None:
-            frames = fit.frames(read_frames(clip.video, clip.start + indices))
-            if window is not None:
-                self._kept[clip.key, clip.start, window] = frames
-        item: dict[str, Any] = {"frames": frames, "fps": scene.fps / stride, "caption": clip.caption}
+        item: dict[str, Any] = {"fps": scene.fps / stride, "caption": clip.caption}
+        if self.cached_by is not None:
+            assert clip.latents is not None
+            item |= {"latents": clip.latents[(clip.start + indices) // every], "text": clip.text}
+        else:
+            item["frames"] = self._frames(clip, indices, window, fit)
         if self.with_hint:
             item["hint"] = draw_hint(scene, indices, self.size, self.hint_boxes)
         if self.with_mask == "always" or (self.with_mask == "validation" and not train):
@@ -85,32 +86,67 @@ class Encode:
             )
         return [item]
 
-    def _indices(self, clip: Clip, rng: np.random.Generator, train: bool, window: int | None) -> tuple[np.ndarray, int]:
-        """Frames of the crop that the item shows, and the stride between them."""
+    def _frames(self, clip: Clip, indices: np.ndarray, window: int | None, fit: Letterbox) -> np.ndarray:
+        """(F, H, W, 3) uint8."""
+        if clip.video is None:
+            raise UserError(
+                f"clip {clip.key} has no video, which the renderer is trained on; give shards with a column .mp4 "
+                "(`make sample-data` makes some)"
+            )
+        frames = self._kept.get((clip.key, clip.start, window))
+        if frames is None:
+            frames = fit.frames(read_frames(clip.video, clip.start + indices))
+            if window is not None:
+                self._kept[clip.key, clip.start, window] = frames
+        return frames
+
+    def _cached_every(self, clip: Clip) -> int:
+        """Of how many dense frames one has latents; 1 where frames are read."""
+        if self.cached_by is None:
+            return 1
+        cache = clip.meta.get("cache", {})
+        if cache.get("base") != self.cached_by:
+            raise UserError(
+                f"clip {clip.key} has latents of another base ({str(cache.get('base'))[:12]}...) than model.base "
+                f"({self.cached_by[:12]}...): make them again with `python prepare.py latents base=...`"
+            )
+        return int(cache["every"])
+
+    def _indices(
+        self, clip: Clip, rng: np.random.Generator, train: bool, window: int | None, every: int
+    ) -> tuple[np.ndarray, int]:
+        """Frames of the crop that the item shows, and the stride between them; all on the grid of cached frames."""
         if window is not None:
             rng = np.random.default_rng([zlib.crc32(clip.key.encode()), window])
-        last, clock = clip.scene.num_frames - 1, self.clock
+        first, clock = -clip.start % every, self.clock
+        last = (clip.scene.num_frames - 1 - first) // every  # counted in cached frames, as all below
         longest = max(last // max(self.num_frames - 1, 1), 1)  # the largest stride that the clip has room for
         wanted = rng.integers(clock.min_stride, clock.max_stride + 1) if train else clock.val_stride
-        stride = int(min(wanted, longest))
+        stride = min(max(int(wanted) // every, 1), longest)
         room = max(last - stride * (self.num_frames - 1), 0)
         start = int(rng.integers(room + 1)) if train else 0
-        return np.minimum(start + stride * np.arange(self.num_frames), last), stride
+        return first + every * np.minimum(start + stride * np.arange(self.num_frames), max(last, 0)), stride * every
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Items to a batch.
 
     Returns:
-        frames (B, F, 3, H, W) in [-1, 1]; fps (B,) frames per second; captions, a list of B; with hints, hint
-        (B, F, 3, H, W) in [0, 1]; with masks, figure (B, F, H, W) coverage in [0, 1].
+        frames (B, F, 3, H, W) in [-1, 1], or latents (B, C, F, h, w) and text (B, L, D); fps (B,) frames per second;
+        captions, a list of B; with hints, hint (B, F, 3, H, W) in [0, 1]; with masks, figure (B, F, H, W) coverage in
+        [0, 1].
     """
-    frames = torch.from_numpy(np.stack([item["frames"] for item in items]))  # (B, F, H, W, 3) uint8
     batch: dict[str, Any] = {
-        "frames": frames.permute(0, 1, 4, 2, 3).float() / 127.5 - 1,
         "fps": torch.tensor([item["fps"] for item in items], dtype=torch.float32),
         "captions": [item["caption"] for item in items],
     }
+    if "frames" in items[0]:
+        frames = torch.from_numpy(np.stack([item["frames"] for item in items]))  # (B, F, H, W, 3) uint8
+        batch["frames"] = frames.permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+    else:
+        latents = torch.from_numpy(np.stack([item["latents"] for item in items]))  # (B, F, C, h, w) float16
+        batch["latents"] = latents.transpose(1, 2).float()
+        batch["text"] = torch.from_numpy(np.stack([item["text"] for item in items])).float()
     if "hint" in items[0]:
         batch["hint"] = hint_tensor(np.stack([item["hint"] for item in items]))
     if "figure" in items[0]:

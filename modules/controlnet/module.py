@@ -58,7 +58,8 @@ class ControlNetModule(L.LightningModule):
         self.save_hyperparameters({"config": dataclasses.asdict(self.config), "max_steps": max_steps})
         base = load_base(self.config.base) if base is None else base
         self.renderer = PoseRenderer(base, self.config.network)
-        base.set_precision(getattr(torch, self.config.base_precision))  # the ControlNet was copied before
+        if self.config.base_precision != "float32":
+            base.set_precision(getattr(torch, self.config.base_precision))  # the ControlNet was copied before
         self.renderer.control.checkpoint_blocks = self.config.gradient_checkpointing
         base.unet.checkpoint_blocks = self.config.gradient_checkpointing
         network = base.config
@@ -66,8 +67,12 @@ class ControlNetModule(L.LightningModule):
             width=network.width, height=network.height, num_frames=network.num_frames, clock=self.config.clock,
             with_hint=True, with_mask="always" if self.config.figure_weight else "validation",
             hint_boxes=self.config.network.hint_boxes,
+            cached_by=fingerprint(self.config.base) if self.config.cached else None,
         )  # fmt: skip
         self.collate = collate
+        if self.config.cached:
+            self.columns = ("pose", "latents", "text")
+        self._empty: Tensor | None = None  # (1, L, D) states of the empty prompt
         self.iou = MeanMetric()
         self._sampled = 0
 
@@ -77,11 +82,21 @@ class ControlNetModule(L.LightningModule):
         """Diffusion loss at given timesteps (B,) and noise (B, C, F, h, w)."""
         base = self.renderer.base
         latents = batch["latents"] if "latents" in batch else base.encode_frames(batch["frames"])
-        with torch.no_grad():
-            text = base.encode_text(captions)
+        text = self._text(batch, captions)
         noisy = base.schedule.add_noise(latents, noise, timestep)
         prediction = self.renderer.predict(noisy, timestep, text, batch["fps"], batch["hint"])
         return diffusion_loss(base.schedule, prediction, latents, noise, timestep, weight)
+
+    @torch.no_grad()
+    def _text(self, batch: dict[str, Any], captions: list[str]) -> Tensor:
+        """Text states (B, L, D) of the captions of a batch, some of which may have been dropped."""
+        base = self.renderer.base
+        if "text" not in batch:
+            return base.encode_text(captions)
+        if self._empty is None:
+            self._empty = base.encode_text([""])
+        told = torch.tensor([bool(caption) for caption in captions], device=self.device)
+        return torch.where(told[:, None, None], batch["text"], self._empty)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         config, schedule = self.config, self.renderer.base.schedule
@@ -146,7 +161,9 @@ class ControlNetModule(L.LightningModule):
         """Truth, poses and the videos rendered from them, one row each."""
         count = min(len(batch["captions"]), _SHOWN)
         poses = to_pixels(batch["hint"][:count] * 2 - 1)
-        rows = [to_pixels(batch["frames"][:count]), poses, self._sample(batch, count)]
+        base = self.renderer.base
+        frames = batch["frames"][:count] if "frames" in batch else base.decode_latents(batch["latents"][:count])
+        rows = [to_pixels(frames), poses, self._sample(batch, count)]
         return {"truth_poses_rendered": np.concatenate([side_by_side(list(row)) for row in rows], axis=1)}
 
     def export(self, directory: Path, info: dict[str, Any]) -> None:

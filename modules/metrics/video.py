@@ -105,13 +105,48 @@ def read_colours(
     background = _nearest(np.median(pixels, axis=0), BACKGROUNDS, (1.0,))
     clothes = []
     for person in range(joints.shape[1]):
-        points, seen = joints[:, person], visibility[:, person]
-        hips, hips_seen = _between(points, seen, "r_hip", "l_hip", (0.5,))[0]
-        neck, spine_seen = points[:, _JOINT["neck"]], seen[:, _JOINT["neck"]] & hips_seen
-        spine = [(_mix(neck, hips, share), spine_seen) for share in _SPINE]
-        thighs = [found for s in "rl" for found in _between(points, seen, f"{s}_hip", f"{s}_knee", _THIGH)]
+        spine, thighs = _places(joints[:, person], visibility[:, person])
         clothes.append((_read(frames, masks, spine), _read(frames, masks, thighs)))
     return background, clothes
+
+
+def clothes_over_time(
+    frames: np.ndarray, masks: np.ndarray, joints: np.ndarray, visibility: np.ndarray
+) -> np.ndarray:
+    """CIELAB colour of each person's shirt and trousers in each frame, the median of the places of `read_colours`.
+
+    Returns:
+        (F, P, 2, 3), NaN where the part cannot be seen.
+    """
+    lab, found = to_lab(frames), np.full((*joints.shape[:2], 2, 3), np.nan)
+    for person in range(joints.shape[1]):
+        for part, places in enumerate(_places(joints[:, person], visibility[:, person])):
+            at = [_inside(masks, points, seen) for points, seen in places]
+            for frame in range(len(frames)):
+                colours = [lab[frame, y[frame], x[frame]] for x, y, seen in at if seen[frame]]
+                if colours:
+                    found[frame, person, part] = np.median(colours, axis=0)
+    return found
+
+
+Places = list[tuple[np.ndarray, np.ndarray]]  # points (F, 2), and in which frames (F,) they are seen
+
+
+def _places(points: np.ndarray, seen: np.ndarray) -> tuple[Places, Places]:
+    """Where the shirt and the trousers of a person are, (F, 18, 2) px and (F, 18)."""
+    hips, hips_seen = _between(points, seen, "r_hip", "l_hip", (0.5,))[0]
+    neck, spine_seen = points[:, _JOINT["neck"]], seen[:, _JOINT["neck"]] & hips_seen
+    spine = [(_mix(neck, hips, share), spine_seen) for share in _SPINE]
+    thighs = [found for s in "rl" for found in _between(points, seen, f"{s}_hip", f"{s}_knee", _THIGH)]
+    return spine, thighs
+
+
+def _inside(masks: np.ndarray, points: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Columns and rows (F,) of points, and in which frames they are seen and within the figure."""
+    height, width = masks.shape[1:]
+    x = np.clip(np.floor(points[:, 0]).astype(int), 0, width - 1)
+    y = np.clip(np.floor(points[:, 1]).astype(int), 0, height - 1)
+    return x, y, seen & masks[np.arange(len(points)), y, x]
 
 
 def _mix(a: np.ndarray, b: np.ndarray, share: float) -> np.ndarray:
@@ -126,15 +161,12 @@ def _between(
     return [(_mix(points[:, a], points[:, b], share), seen[:, a] & seen[:, b]) for share in shares]
 
 
-def _read(frames: np.ndarray, masks: np.ndarray, places: list[tuple[np.ndarray, np.ndarray]]) -> str:
+def _read(frames: np.ndarray, masks: np.ndarray, places: Places) -> str:
     """Name of the colour of clothes at these points of the figure, "" where there is no figure."""
-    height, width = masks.shape[1:]
     colours = []
     for points, seen in places:
-        x = np.clip(np.floor(points[:, 0]).astype(int), 0, width - 1)
-        y = np.clip(np.floor(points[:, 1]).astype(int), 0, height - 1)
-        frame = np.arange(len(points))
-        colours.append(frames[frame, y, x][seen & masks[frame, y, x]])
+        x, y, shown = _inside(masks, points, seen)
+        colours.append(frames[np.arange(len(points)), y, x][shown])
     found = np.concatenate(colours)
     return _nearest(np.median(found, axis=0), CLOTHES, _SHADES) if len(found) else ""
 

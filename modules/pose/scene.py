@@ -141,3 +141,5 @@ class Clip:
     meta: dict[str, Any] = field(default_factory=dict)  # the whole json of the sample
     video: bytes | None = None  # encoded video, where it was asked for
     start: int = 0  # first frame of the crop in the sample and in its video
+    latents: np.ndarray | None = None  # (N, C, h, w) of every n-th frame of the sample, see `datamodules/sample.py`
+    text: np.ndarray | None = None  # (L, D) states of the caption

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from datamodules.synthetic.clips import synthesise
-from modules.metrics.video import figure_iou, read_colours, segment
+from modules.metrics.video import clothes_over_time, figure_iou, read_colours, segment
 from modules.pose.appearance import BACKGROUNDS, draw_background
 from modules.pose.figures import figure_mask
 from modules.pose.video import encode_video, read_frames
@@ -71,3 +71,17 @@ def test_overlap_of_masks():
     a[0, :2], b[0, :2] = True, True  # the same
     a[1, :2], b[1, 1:3] = True, True  # one of three rows in common
     np.testing.assert_allclose(figure_iou(a, b), [1, 1 / 3, 1])
+
+
+def test_colours_over_time_see_a_change_of_clothes(clips):
+    clip, frames, masks = clips[0]
+    joints, seen = clip.pose[..., :2].swapaxes(0, 1), clip.pose[..., 2].swapaxes(0, 1) > 0
+    still = clothes_over_time(frames, masks, joints, seen)
+    assert still.shape == (len(frames), joints.shape[1], 2, 3)
+    assert np.nanmax(np.linalg.norm(still - np.nanmedian(still, axis=0), axis=-1)) < 15
+    changed = frames.copy()
+    changed[-1][masks[-1]] = 255 - changed[-1][masks[-1]]
+    moved = clothes_over_time(changed, masks, joints, seen)
+    assert np.array_equal(moved[:-1], still[:-1], equal_nan=True)
+    assert np.nanmin(np.linalg.norm(moved[-1] - still[-1], axis=-1)) > 20
+    assert np.isnan(clothes_over_time(frames, np.zeros_like(masks), joints, seen)).all()
