@@ -101,6 +101,7 @@ class InterpConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     outline_weight: float = 1.0
+    outline_velocity_weight: float = 0.5
     velocity_weight: float = 0.5
     spread_weight: float = 0.1
     visibility_weight: float = 0.1
@@ -120,7 +121,7 @@ class InterpConfig:
         for name in ("key_drop", "text_drop", "vqvae_share", "noise_share", "end_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be a share from 0 to 1.")
-        weights = ("outline_weight", "velocity_weight", "spread_weight", "visibility_weight")
+        weights = ("outline_weight", "outline_velocity_weight", "velocity_weight", "spread_weight", "visibility_weight")
         for name in (*weights, "key_noise", "rotate", "stretch"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more.")

@@ -9,7 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modules.interp.network import Base
+from modules.interp.outline import Segments
 from modules.interp.windows import Windows
+
+_TINY = 1e-6  # under a root, for its slope at zero
 
 
 @dataclass
@@ -59,17 +62,27 @@ def residual_losses(error: Tensor, mask: Tensor, windows: Windows, base: Base) -
     }
 
 
-def outline_loss(error: Tensor, counted: Tensor, gap: Tensor) -> Mean:
-    """Mean distance (S, M, J, 2) of the outline from real motion, box coordinates per third of a second between keys.
+def outline_losses(error: Tensor, counted: Tensor, segments: Segments) -> dict[str, Mean]:
+    """Mean length of the outline's error (S, M, J, 2) and of its velocity, box coordinates per third of a second
+    between keys.
 
-    Plain distance, as it is scored. The unit makes segments of all lengths weigh alike: errors grow with the gap.
+    Plain distances, as they are scored. The unit makes segments of all lengths weigh alike: errors grow with the gap.
 
     Args:
         counted: (S, M, J) bool.
-        gap: (S,) seconds between the keys.
     """
-    distance = (error.square().sum(-1) + 1e-6).sqrt() / (3 * gap[:, None, None])
-    return Mean((distance * counted).sum(), counted.sum())
+    unit = 3 * segments.gap[:, None, None]
+    steps = (segments.share[:, 1:] - segments.share[:, :-1]).clamp_min(1e-3)[..., None]  # as in `velocity`
+    moved = (error[:, 1:] - error[:, :-1]).square().sum(-1)
+    both = counted[:, 1:] & counted[:, :-1]
+    return {
+        "outline": _mean((error.square().sum(-1) + _TINY).sqrt() / unit, counted),
+        "outline_velocity": _mean((moved + _TINY).sqrt() / (torch.pi * steps * unit), both),
+    }
+
+
+def _mean(values: Tensor, counted: Tensor) -> Mean:
+    return Mean((values * counted).sum(), counted.sum())
 
 
 def spread_loss(clean: Tensor, spread: Tensor, mask: Tensor) -> Mean:

@@ -16,7 +16,7 @@ from torchmetrics import MeanMetric
 from modules.checkpoint import load_frozen, read_export, save_export
 from modules.interp.config import InterpConfig, SamplingConfig
 from modules.interp.data import Encode, collate, person_item
-from modules.interp.losses import Mean, counted_joints, outline_loss, residual_losses, spread_loss, visibility_loss
+from modules.interp.losses import Mean, counted_joints, outline_losses, residual_losses, spread_loss, visibility_loss
 from modules.interp.network import InterpNetwork, network_config, preconditioning
 from modules.interp.noise import TRAIN_TIMESTEPS, draw_window_noise, noise_schedule
 from modules.interp.outline import cut_segments, hide_outer
@@ -139,13 +139,14 @@ class InterpModule(L.LightningModule):
         weights = self.config
         loss = found["position"] + weights.velocity_weight * found["velocity"]
         loss = loss + weights.spread_weight * found["spread"] + weights.visibility_weight * found["visibility"]
-        loss = loss + weights.outline_weight * outline.value
-        return found | {"outline": outline.value, "loss": loss}
+        found |= {name: mean.value for name, mean in outline.items()}
+        expected = found["outline"] + weights.outline_velocity_weight * found["outline_velocity"]
+        return found | {"loss": loss + weights.outline_weight * expected}
 
     def _outline(
         self, windows: Windows, batch: dict[str, Any], text: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor, Mean]:
-        """The outline of all clips as dense poses (B, T, J, 2), without gradient, and its loss."""
+    ) -> tuple[Tensor, dict[str, Mean]]:
+        """The outline of all clips as dense poses (B, T, J, 2), without gradient, and its losses."""
         segments = cut_segments(windows, self.config.network.fps)
         clips, count = len(text), len(segments.before)
         keep = (torch.rand(clips, generator=generator) >= self.config.text_drop).to(self.device)
@@ -154,8 +155,8 @@ class InterpModule(L.LightningModule):
         course = self.network.course(segments, (text * keep[:, None])[windows.clip])
         seen = segments.gather(batch["visibility"] & batch["frame_mask"][..., None]) & segments.frame_mask[..., None]
         known = segments.left.key_visibility.any(1) | segments.right.key_visibility.any(1)
-        loss = outline_loss(course - segments.gather(batch["poses"]), seen & known[:, None], segments.gap)
-        return segments.scatter(course.detach(), clips, batch["poses"].shape[1]), loss
+        losses = outline_losses(course - segments.gather(batch["poses"]), seen & known[:, None], segments)
+        return segments.scatter(course.detach(), clips, batch["poses"].shape[1]), losses
 
     def _losses(
         self, windows: Windows, batch: dict[str, Any], text: Tensor, generator: torch.Generator | None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modules.interp.losses import outline_loss
+from modules.interp.losses import outline_losses
 from modules.interp.outline import Outline, Segments, cut_segments, hide_outer
 from modules.interp.windows import cut_windows
 from tests.unit.test_interp import FPS, J, batch_of, keys_of, windows_of
@@ -105,7 +105,7 @@ def test_it_starts_as_a_spline_through_the_keys_and_learns_what_the_spline_misse
     optimizer = torch.optim.Adam(outline.parameters(), lr=3e-3)
     losses = []
     for _ in range(60):
-        loss = outline_loss(outline(segments, text, text) - truth, counted, segments.gap).value
+        loss = outline_losses(outline(segments, text, text) - truth, counted, segments)["outline"].value
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -114,13 +114,22 @@ def test_it_starts_as_a_spline_through_the_keys_and_learns_what_the_spline_misse
     assert all(p.grad is not None for name, p in outline.named_parameters())
 
 
-def test_loss_counts_what_is_said_to_count_and_weighs_gaps_alike() -> None:
-    error = torch.zeros(2, 3, J, 2)
-    error[0, 0, 0] = torch.tensor([3.0, 4.0])
-    error[1, 2, 5] = torch.tensor([30.0, 40.0])
-    counted = torch.zeros(2, 3, J, dtype=torch.bool)
-    counted[0, 0, 0] = counted[1, 2, 5] = True
-    loss = outline_loss(error, counted, torch.tensor([1 / 3, 10 / 3]))
-    torch.testing.assert_close(loss.value, torch.tensor(5.0))
-    error[0, 1] = torch.nan
-    assert outline_loss(torch.nan_to_num(error, 7.0), counted, torch.tensor([1 / 3, 10 / 3])).value == loss.value
+def test_losses_count_what_is_said_to_count_and_weigh_gaps_alike() -> None:
+    segments = segments_of(batch_of([31]))  # three segments of 10 or 11 frames
+    error = torch.zeros(*segments.share.shape, J, 2)
+    counted = torch.zeros(error.shape[:-1], dtype=torch.bool)
+    error[0, 3, 0], error[1, 2, 5] = torch.tensor([3.0, 4.0]), torch.tensor([30.0, 40.0])
+    counted[0, 3, 0] = counted[1, 2, 5] = True
+    segments = dataclasses.replace(segments, gap=torch.tensor([1 / 3, 10 / 3, 1.0]))
+    losses = outline_losses(error, counted, segments)
+    torch.testing.assert_close(losses["outline"].value, torch.tensor(5.0))
+    assert losses["outline_velocity"].value == 0  # no two frames in a row count
+    spoilt = torch.where(counted[..., None], error, 7.0)
+    assert outline_losses(spoilt, counted, segments)["outline"].value == losses["outline"].value
+    # An error that stays the same has no velocity; one that swings out and back has about its own size.
+    still, swing = torch.ones_like(error), (torch.pi * segments.share).sin()[..., None, None] * torch.ones_like(error)
+    inside = segments.frame_mask[..., None].expand_as(counted)
+    segments = dataclasses.replace(segments, gap=torch.full((3,), 1 / 3))
+    assert outline_losses(still, inside, segments)["outline_velocity"].value < 0.01
+    found = outline_losses(swing, inside, segments)
+    torch.testing.assert_close(found["outline_velocity"].value, found["outline"].value, rtol=0.1, atol=0)
