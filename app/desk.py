@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from app.jobs import Job, JobQueue
+from modules.controlnet.sampler import Predictions
 from modules.editing import DIRECTED, Edit, apply_edits
 from modules.errors import UserError
 from modules.outputs import write_file
@@ -68,6 +69,7 @@ class Side:
         self.queue, self.pipeline, self.check, self._save = queue, pipeline, check, save
         self.session = session or Session()
         self.made: OrderedDict[int, Made] = OrderedDict()
+        self._kept = Predictions()  # of the last video
         self.job: Job | None = None
         self.preview: Plan | None = None
         self.revision = 1
@@ -294,6 +296,7 @@ class Side:
             [plan.seed],
             settings=settings,
             on_step=lambda done, total: job.report("video", done, total),
+            kept=self._kept,
         )
         for other in list(self.made.values()):
             other.frames = None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
+import os
 import re
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from pathlib import Path
 
@@ -22,6 +25,7 @@ log = logging.getLogger(__name__)
 
 TOKEN = re.compile(r"[A-Za-z0-9_-]{32}")
 SIDES = ("a", "b")
+_CLEAN_EVERY = 3600.0  # seconds between two looks for sessions that nobody uses any more
 
 
 class Checkpoints:
@@ -59,17 +63,41 @@ class Visitors:
         self.queue = JobQueue(max_waiting=self.limits.max_waiting)
         self._desks: OrderedDict[str, dict[str, Side]] = OrderedDict()
         self._lock = threading.Lock()
+        self._cleaned = -_CLEAN_EVERY
+        self.clean()
 
     def desk(self, token: str | None) -> tuple[str, dict[str, Side]]:
         """The desk of a cookie, or a new one with a new cookie."""
         if token is None or not TOKEN.fullmatch(token):
             token = secrets.token_urlsafe(24)
+        self.clean()
         with self._lock:
             if token not in self._desks:
                 self._desks[token] = {side: self._side(token, side) for side in SIDES}
             self._desks.move_to_end(token)
             self._forget()
             return token, self._desks[token]
+
+    def clean(self) -> None:
+        """Delete sessions and links that nobody opened for `keep_days`; looks at most once an hour."""
+        now = time.monotonic()
+        with self._lock:
+            if not self.limits.keep_days or now - self._cleaned < _CLEAN_EVERY:
+                return
+            self._cleaned = now
+            open_ = {self._folder(token) for token in self._desks}
+        oldest = time.time() - 86400 * self.limits.keep_days
+        for path in [*self.folder.glob("visitors/*/*.json"), *self.folder.glob("shared/*.json")]:
+            with contextlib.suppress(OSError):  # somebody else deleted it
+                if path.parent not in open_ and path.stat().st_mtime < oldest:
+                    path.unlink()
+        for folder in self.folder.glob("visitors/*"):
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+
+    def _folder(self, token: str) -> Path:
+        """Where the sessions of a cookie are. It is a secret and is not written down; its hash names the folder."""
+        return self.folder / "visitors" / hashlib.sha256(token.encode()).hexdigest()[:32]
 
     def _forget(self) -> None:
         """Drop the desks that were not used for the longest time; their sessions are on disk."""
@@ -81,12 +109,12 @@ class Visitors:
                 del self._desks[token]
 
     def _side(self, token: str, side: str) -> Side:
-        # The cookie itself is a secret and is not written down; its hash names the folder.
-        path = self.folder / "visitors" / hashlib.sha256(token.encode()).hexdigest()[:32] / f"{side}.json"
+        path = self._folder(token) / f"{side}.json"
         session = None
         if path.is_file():
             try:
                 session = read_session(path)
+                os.utime(path)  # it is in use
             except UserError as error:
                 log.warning("a kept session cannot be read: %s", error)
 
@@ -136,4 +164,6 @@ class Visitors:
         path = self.folder / "shared" / f"{token}.json"
         if not path.is_file():
             raise UserError("there is no session of this link here; it was made on another machine, or deleted")
-        return read_session(path)
+        session = read_session(path)
+        os.utime(path)  # it is in use
+        return session

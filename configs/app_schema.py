@@ -16,6 +16,7 @@ class DeskConfig:
     port: int = 8000
     open: bool = True  # open the page in a browser
     folder: str = "outputs/desk"  # sessions are kept here, and nothing is written elsewhere
+    keep_days: float = 30.0  # a session or a link that nobody opened for so long is deleted; 0: never
     compare: list[str] = field(default_factory=list)  # further runs to choose from: runs/<stage>/<name>/export
     max_upload_mb: float = 8.0
     max_waiting: int = 8  # scenes that wait, one a side of a desk; more are refused
@@ -30,6 +31,8 @@ class DeskConfig:
         for name in ("max_upload_mb", "max_waiting", "max_visitors", "max_people", "max_side"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.keep_days < 0:
+            raise UserError(f"keep_days is {self.keep_days}; it must be a number of days, or 0 to delete nothing")
 
 
 @dataclass

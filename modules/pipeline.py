@@ -25,6 +25,7 @@ from modules.pose.scene import Person, Scene
 from modules.text import check_prompt
 
 if TYPE_CHECKING:
+    from modules.controlnet.sampler import Predictions
     from modules.evaluator.network import Evaluator
     from modules.llm.decoding import SamplingConfig
     from modules.llm.director import Director
@@ -302,6 +303,7 @@ class Pipeline:
         settings: RenderConfig | None = None,
         progress: Callable[[int], None] | None = None,
         on_step: Report | None = None,
+        kept: Predictions | None = None,
     ) -> list[np.ndarray]:
         """Videos of dense scenes, one by one: (F, H, W, 3) uint8 at `video_fps(scene)`, F = ceil(T / frame_stride).
 
@@ -309,13 +311,17 @@ class Pipeline:
             settings: instead of those of the configuration.
             progress: called with 1 after each video.
             on_step: called with (steps done, steps in all) within each video; it may raise, to stop.
+            kept: what was predicted for the video before; where an edit does not reach, it is used again. The video
+                is the same with and without.
         """
         settings = settings or self.config.render
         videos = []
         for scene, seed in zip(scenes, seeds, strict=True):
             prompts = [scene.prompt_at(time) for time in scene.times[:: settings.frame_stride].tolist()]
             told = prompts if scene.later else scene.prompt
-            videos.append(self.renderer.render([scene], [told], [seed], settings, on_step=on_step)[0])
+            videos.append(
+                self.renderer.render([scene], [told], [seed], settings, on_step=on_step, kept=kept)[0]
+            )
             if progress is not None:
                 progress(1)
         return videos

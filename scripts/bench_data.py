@@ -178,15 +178,16 @@ def resume(cfg: BenchConfig) -> None:
         for share in (0.0, 0.1, 0.9):
             chunk = int(share * len(reference))
             lanes = [[(chunk + lane, 0)] * cfg.batch_size for lane in range(max(workers, 1))]
-            start = time.perf_counter()
+            start, spent = time.perf_counter(), cpu_seconds()
             loader = module(cfg, workers).train_dataloader()
-            indexed = time.perf_counter()
+            indexed, index_spent = time.perf_counter(), cpu_seconds()
             loader.load_state_dict({"positions": lanes, "next_lane": 0})
             next(iter(loader))
-            end = time.perf_counter()
+            end, end_spent = time.perf_counter(), cpu_seconds()
             print(
                 f"{workers} workers, from {share:.0%} of {len(reference)} batches: first batch after "
-                f"{end - start:.2f} s, {indexed - start:.2f} s of it to find the samples"
+                f"{end - start:.2f} s, {indexed - start:.2f} s of it to find the samples; of processor time "
+                f"{end_spent - spent:.2f} s and {index_spent - spent:.2f} s"
             )
 
 

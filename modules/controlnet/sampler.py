@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +52,42 @@ class Guidance:
 
     scale: float = 4.0  # 1 is no guidance, at half the cost
     rescale: float = 0.0  # brings the contrast of guided latents back, 0 to 1 (arXiv 2305.08891, section 3.4)
+
+
+class Predictions:
+    """What was predicted for each window at each step of the last video, to be used again where nothing has changed.
+
+    A window is predicted from its own frames alone, so that an edit of the poses reaches further windows step by step.
+    Those that it has not reached yet are not computed again; the result is that of computing all, to the bit.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, int], tuple[tuple[Tensor | None, ...], Tensor]] = {}
+        self._what: object = None
+        self.made = self.used = 0  # predictions of the last video: made, used again
+
+    def begin(self, what: object) -> None:
+        """A video begins; `what` holds all that its predictions depend on besides the inputs of `get`."""
+        self.made = self.used = 0
+        if self._what != what:
+            self._kept.clear()
+        self._what = what
+
+    def get(self, step: int, start: int, inputs: tuple[Tensor | None, ...], make: Callable[[], Tensor]) -> Tensor:
+        """The prediction of the window that begins with frame `start`, made where the inputs are others than before."""
+        before, found = self._kept.get((step, start), ((), None))
+        if found is not None and all(map(_same, before, inputs)):
+            self.used += 1
+        else:
+            found = make()
+            self.made += 1
+        # The new inputs, though equal: views of the old ones would keep the whole video before in memory.
+        self._kept[step, start] = inputs, found
+        return found
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
 def windows(num_frames: int, length: int, overlap: float = 0.5) -> list[range]:
@@ -101,6 +138,7 @@ def sample_latents(
     eta: float = 0.0,
     long: Windows | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    kept: Predictions | None = None,
 ) -> Tensor:
     """Clean latents (B, C, F, h, w). A video depends on its own caption, seed and poses, not on its batch.
 
@@ -112,7 +150,9 @@ def sample_latents(
         eta: 0 is deterministic; noise of later steps comes from the same seeds.
         long: how windows cover a long video.
         on_step: called with (steps done, steps in all) after each; it may raise, to stop.
+        kept: of the video before, by the same networks; what holds still is used again.
     """
+    kept = kept or Predictions()
     guidance, long = guidance or Guidance(), long or Windows()
     device = base.latent_scale.device
     schedule, batch = base.schedule, len(captions)
@@ -125,12 +165,17 @@ def sample_latents(
     texts = _window_texts(base, captions, spans)
     empty = base.encode_text([""]).expand_as(texts[0]) if guidance.scale != 1 else None
     timesteps = schedule.timesteps(steps)
+    half = torch.is_autocast_enabled(device.type)
+    kept.begin((base, control and (control.network, control.scale), steps, guidance, rate.tolist(), half, long))
     for number, timestep in enumerate(timesteps):
         total, weight = torch.zeros_like(latents), torch.zeros(num_frames, 1, 1, device=device)
         for span, text in zip(spans, texts, strict=True):
             part = slice(span.start, span.stop)
             acting = control if control is not None and control.acts(number, len(timesteps)) else None
-            predicted = _predict(base, latents[:, :, part], timestep, text, empty, rate, guidance, acting, part)
+            noisy = latents[:, :, part]
+            hint = acting.hint[:, part] if acting is not None else None
+            predict = partial(_predict, base, noisy, timestep, text, empty, rate, guidance, acting, part)
+            predicted = kept.get(number, span.start, (noisy, text, hint), predict)
             share = window_weights(len(span)).to(device)[:, None, None]  # (n, 1, 1)
             total[:, :, part] += share * predicted
             weight[part] += share
@@ -210,10 +255,11 @@ def sample(
     eta: float = 0.0,
     long: Windows | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    kept: Predictions | None = None,
 ) -> np.ndarray:
     """Videos (B, F, H, W, 3) uint8; the arguments are those of `sample_latents`."""
     latents = sample_latents(
         base, captions, seeds, num_frames=num_frames, fps=fps, steps=steps, guidance=guidance, control=control, eta=eta,
-        long=long, on_step=on_step,
+        long=long, on_step=on_step, kept=kept,
     )  # fmt: skip
     return to_pixels(base.decode_latents(latents))

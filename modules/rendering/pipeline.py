@@ -19,7 +19,7 @@ from torch import nn
 from modules.checkpoint import load_frozen
 from modules.controlnet.config import RenderConfig
 from modules.controlnet.network import PoseRenderer
-from modules.controlnet.sampler import Caption, Control, Guidance, Windows, sample
+from modules.controlnet.sampler import Caption, Control, Guidance, Predictions, Windows, sample
 from modules.hardware import native_bfloat16
 from modules.pose.scene import Scene
 from modules.rendering.saved import is_saved, load_renderer, save_renderer
@@ -132,6 +132,7 @@ class PoseVideoPipeline:
         settings: RenderConfig,
         *,
         on_step: Callable[[int, int], None] | None = None,
+        kept: Predictions | None = None,
     ) -> np.ndarray:
         """Videos of whole scenes: rendered frame i shows dense pose i * `settings.frame_stride`.
 
@@ -139,6 +140,7 @@ class PoseVideoPipeline:
             scenes: dense, all of the same number of frames.
             prompts, seeds: one a scene; a prompt may also be a list, one for each rendered frame.
             on_step: called with (steps done, steps in all); it may raise, to stop.
+            kept: what was predicted for the video before.
 
         Returns:
             (B, F, H, W, 3) uint8 at fps / frame_stride frames per second, F = ceil(T / frame_stride).
@@ -160,6 +162,7 @@ class PoseVideoPipeline:
                 fps=torch.tensor([scene.fps / stride for scene in scenes]), steps=settings.steps,
                 guidance=Guidance(settings.guidance_scale, settings.guidance_rescale), control=control,
                 eta=settings.eta, long=Windows(settings.overlap, settings.shared_noise), on_step=on_step,
+                kept=kept,
             )  # fmt: skip
 
     def __call__(

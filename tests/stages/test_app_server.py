@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -160,6 +161,26 @@ def test_a_link_gives_a_copy(app: Any, client: TestClient) -> None:
     assert client.get("/api/a/state").json()["plan"]["prompt"] == PROMPT
     for token in ("", "../../../etc/passwd", "a" * 32, None, ["x"]):
         assert "link" in post(other, "open", 400, token=token)["error"]
+
+
+def test_sessions_that_nobody_opens_are_deleted(app: Any, client: TestClient) -> None:
+    visitors: Visitors = app.state.visitors
+    made(client)
+    old, used = (post(client, "share")["link"].removeprefix("?open=") for _ in range(2))
+    files = [visitors.folder / "shared" / f"{token}.json" for token in (old, used)]
+    gone = visitors.folder / "visitors" / ("0" * 32) / "a.json"
+    gone.parent.mkdir()
+    gone.write_bytes(files[0].read_bytes())
+    (own,) = [path for path in visitors.folder.glob("visitors/*/a.json") if path != gone]
+    month = time.time() - 31 * 86400
+    for path in (*files, gone, own):
+        os.utime(path, (month, month))
+    visitors.shared(used)
+    visitors._cleaned = -1e9
+    visitors.clean()
+    assert [path.is_file() for path in (*files, gone, own)] == [False, True, False, True]  # an open desk stays
+    assert not gone.parent.exists()
+    assert "deleted" in post(visitor(app), "open", 400, token=old)["error"]
 
 
 @pytest.mark.parametrize("name", ["plan.json", "session.json", "poses.json", "poses.npy"])

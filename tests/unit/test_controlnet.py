@@ -23,7 +23,7 @@ from modules.controlnet.config import ControlNetConfig, ControlNetworkConfig, Re
 from modules.controlnet.controlnet import PoseControlNet, control_parameters, skip_channels
 from modules.controlnet.module import ControlNetModule
 from modules.controlnet.network import PoseRenderer
-from modules.controlnet.sampler import Control, Guidance, sample
+from modules.controlnet.sampler import Control, Guidance, Predictions, sample, sample_latents, windows
 from modules.errors import UserError
 from modules.optim import OptimConfig
 from modules.pose.scene import Scene
@@ -293,6 +293,39 @@ def test_export_names_its_base(tmp_path: Path, make_scene: Callable[..., Scene])
     (base / "export.json").unlink()
     with pytest.raises(UserError, match="make train-base"):
         load_frozen(tmp_path / "control", "controlnet")
+
+
+def test_what_an_edit_does_not_reach_is_not_predicted_again() -> None:
+    base = tiny_base()
+    network = PoseControlNet.from_unet(base.unet, CONTROL)
+    wake(network)
+    length = base.config.num_frames
+    generator = torch.Generator().manual_seed(0)
+    hint = torch.rand(1, 6 * length, 3, 16, 16, generator=generator)
+    edited = hint.clone()
+    edited[:, :2] = 1 - edited[:, :2]
+    kept = Predictions()
+
+    def video(hint: torch.Tensor, kept: Predictions | None = None, scale: float = 2.0) -> torch.Tensor:
+        control = Control(network, hint)
+        return sample_latents(
+            base, ["a man"], [3], num_frames=hint.shape[1], fps=6.0, steps=3, guidance=Guidance(scale), control=control,
+            kept=kept,
+        )  # fmt: skip
+
+    first = video(hint, kept)
+    spans = len(windows(6 * length, length))
+    assert (kept.made, kept.used) == (3 * spans, 0)
+    assert torch.equal(video(hint, kept), first)
+    assert (kept.made, kept.used) == (0, 3 * spans)
+    second = video(edited, kept)
+    assert kept.made == 1 + 2 + 3  # the first window, and one neighbour more at each step
+    assert torch.equal(second, video(edited))
+    assert not torch.equal(second, first)
+    assert torch.equal(second[:, :, 3 * length :], first[:, :, 3 * length :])
+    assert torch.equal(video(hint, kept), first)  # undo
+    video(hint, kept, scale=1.0)
+    assert kept.used == 0
 
 
 def test_config_errors() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -314,3 +315,13 @@ def test_object_stores(make_shards, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"s3://nowhere/set/train-\*.tar cannot be listed \(Could not connect"):
         find_shards("s3://nowhere/set", "train")
     _cache_folder.cache_clear()
+
+
+def test_the_tables_of_faults_are_true():
+    text = (Path(__file__).parents[2] / "docs" / "DATA.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", text, re.MULTILINE))
+    faults = [(name, message) for name, _, message in SAMPLE_FAULTS]
+    faults += [(name, message) for name, _, _, message in SHARD_FAULTS]
+    for name, message in [*faults, ("link", "is not a plain file")]:
+        assert re.search(message, rows[name]), name
+    assert len(faults) > 30
