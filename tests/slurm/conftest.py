@@ -94,13 +94,13 @@ class Job:
     def said(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def wait_said(self, pattern: str, seconds: float = 90) -> None:
+    def wait_said(self, pattern: str, seconds: float = 300) -> None:
         wait(lambda: re.search(pattern, self.said(), re.M) is not None, seconds, f"{pattern} in {self.log}", 0.01)
 
     def wait_state(self, *states: str, seconds: float = 90) -> None:
         wait(lambda: self.state in states, seconds, f"job {self.id} {states}")
 
-    def wait_end(self, seconds: float = 240) -> str:
+    def wait_end(self, seconds: float = 600) -> str:
         self.wait_state(*ENDED, seconds=seconds)
         return self.state
 
