@@ -11,7 +11,7 @@ import yaml
 
 from configs.cli import split_arguments
 from configs.loader import ConfigError, load_config, to_plain
-from configs.run import to_yaml
+from configs.run import RunFolder, to_yaml
 from configs.schema import RunConfig, TrainerConfig
 from configs.show import estimate_memory
 from modules.errors import UserError
@@ -159,3 +159,29 @@ def test_memory_of_zero_3_is_shared_out() -> None:
         memory = estimate_memory(800, 0, trainer)
         assert memory.pop("buffers") <= 10 * 800
         assert sum(memory.values()) == 16 * own
+
+
+@pytest.mark.parametrize(
+    ("path", "items", "message"),
+    [
+        ("configs/interp/demo.yaml", (), "stage interp; only llm is trained with DeepSpeed"),
+        ("configs/llm/demo.yaml", (), "Muon needs whole matrices"),
+        ("configs/llm/paper.yaml", ("trainer.spike_sigma=6",), "spike_sigma cannot go with DeepSpeed"),
+        ("configs/llm/paper.yaml", ("trainer.background_save=true",), "background_save cannot go with DeepSpeed"),
+    ],
+)
+def test_what_does_not_go_with_deepspeed(path: str, items: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config([str(Path(__file__).parents[2] / path)], ["trainer.strategy=deepspeed_stage_3", *items])
+
+
+def test_a_run_goes_on_with_other_ranks_that_share_the_same_batch(tmp_path: Path) -> None:
+    def run(*items: str) -> RunFolder:
+        path = Path(__file__).parents[2] / "configs/llm/paper.yaml"  # 8 devices, a batch of 32 on each
+        return RunFolder(load_config([str(path)], [f"run_dir={tmp_path}", *items]))
+
+    now = {"data": {}, "exports": {}}
+    run().start(now)
+    run("trainer.devices=4", "trainer.num_nodes=4", "data.batch_size=16").check_same(now)
+    with pytest.raises(UserError, match=r"data.batch_size was 32, now 16; trainer.num_nodes was 1, now 4"):
+        run("trainer.num_nodes=4", "data.batch_size=16").check_same(now)

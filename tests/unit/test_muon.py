@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from modules.muon import Muon, orthogonalise
-from modules.optim import OptimConfig, build_optimizer
+from modules.optim import OptimConfig, build_optimizer, param_groups
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 12, 30), (2, 30, 12)])
@@ -93,3 +93,11 @@ def test_it_is_built_for_the_named_matrices_and_resumes() -> None:
     other = build(twin)["optimizer"]
     other.load_state_dict(state)
     assert train(network, optimizer, 10) == train(twin, other, 10) < before
+
+
+def test_a_matrix_in_parts_is_decayed() -> None:
+    """Under ZeRO-3 a rank sees an empty vector in the place of a matrix."""
+    matrix, vector = (nn.Parameter(torch.empty(0)) for _ in range(2))
+    matrix.ds_shape, vector.ds_shape = torch.Size([4, 4]), torch.Size([4])  # type: ignore[attr-defined]
+    groups = param_groups([("matrix", matrix), ("vector", vector)], OptimConfig(weight_decay=0.3))
+    assert [(group["params"], group["weight_decay"]) for group in groups] == [([matrix], 0.3), ([vector], 0.0)]
