@@ -80,7 +80,7 @@ class ZeroStrategy(DeepSpeedStrategy):
     def step_was_skipped(self) -> bool:
         """Was the last step without effect, because the gradient of some rank was not finite?"""
         optimizer: Any = self.deepspeed_engine.optimizer
-        return bool(optimizer.overflow)
+        return bool(getattr(optimizer, "overflow", False))
 
     @property
     def gradient_norm(self) -> float:
