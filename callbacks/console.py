@@ -41,7 +41,8 @@ class Console(L.Callback):
         self._last_step = step
         if step % self.log_every and step != trainer.max_steps:
             return
-        loss = _loss(outputs, trainer.accumulate_grad_batches)
+        logged = trainer.callback_metrics.get("train/loss")  # over all ranks, where the stage logs it so
+        loss = _loss(outputs, trainer.accumulate_grad_batches) if logged is None else logged.item()
         speed = f"{self.throughput.samples_per_second:.1f}"
         if self._bar is not None:
             self._bar.set_postfix({"loss": f"{loss:.4g}", "samples/s": speed})

@@ -5,6 +5,7 @@ DeepSpeed takes seconds to import: it is imported where a configuration asks for
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -102,14 +103,24 @@ class ZeroStrategy(DeepSpeedStrategy):
             raise UserError(f"{path} cannot be shared out over {self.world_size} ranks: {problem}")
         # A setting of the whole engine; this load alone needs it.
         config: Any = self.deepspeed_engine._config
+        wrapped: Any = self.deepspeed_engine.optimizer
+        optimizer = wrapped.optimizer
+        groups = [{**group} for group in optimizer.param_groups]
         config.load_universal_checkpoint = True
         try:
-            return super().load_checkpoint(universal, weights_only)
+            content = super().load_checkpoint(universal, weights_only)
         finally:
             config.load_universal_checkpoint = False
-            self.barrier("universal checkpoint")
-            if self.is_global_zero:
-                remove(universal)
+        # DeepSpeed gives the settings of the first group to all, which would decay vectors, too; and one counter of
+        # steps to all parts, which each of them would count up.
+        for group, before in zip(optimizer.param_groups, groups, strict=True):
+            group["weight_decay"] = before["weight_decay"]
+        for state in optimizer.state.values():
+            state["step"] = copy.deepcopy(state["step"])
+        self.barrier("universal checkpoint")
+        if self.is_global_zero:
+            remove(universal)
+        return content
 
 
 def build_zero(stage: int, *, offload: bool, precision: str, on_cpu: bool) -> ZeroStrategy:

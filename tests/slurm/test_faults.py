@@ -45,7 +45,7 @@ def bits(run: Path) -> str:
 
 def add(digest: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
-        digest.update(value.numpy().tobytes())
+        digest.update(value.detach().numpy().tobytes())
     elif isinstance(value, dict | list | tuple):
         for entry in value.items() if isinstance(value, dict) else value:
             add(digest, entry)
