@@ -74,7 +74,8 @@ def build_latents(load: Callable[[LatentsConfig], Encoders], config: LatentsConf
     data = DataSet(config.out, settings, config.overwrite)
     if data.complete:
         return data.manifest
-    plans, numbers = [], dict.fromkeys(SPLITS, 0)
+    plans: list[Shard] = []
+    numbers: dict[str, int] = dict.fromkeys(SPLITS, 0)
     for split, name in shards:
         count = len(index_shard(name, ("pose", "video")).keys)
         plans.append(Shard(f"{split}-{numbers[split]:06d}.tar", split, count, name))

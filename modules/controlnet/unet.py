@@ -52,7 +52,8 @@ class EncoderForward:
 
     def run_block(self, block: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call one block; with `checkpoint_blocks`, keep its input only and compute it again for the gradient."""
-        if self.checkpoint_blocks and self.training and torch.is_grad_enabled():
+        # Also in eval mode: gradients pass through the decoder of a frozen base, which never trains.
+        if self.checkpoint_blocks and torch.is_grad_enabled():
             return checkpoint(block, *args, use_reentrant=False, **kwargs)
         return block(*args, **kwargs)
 

@@ -203,12 +203,16 @@ def test_training_leaves_the_base_bitwise_unchanged(tmp_path: Path, make_scene: 
 
 def test_checkpointed_gradients_of_the_control_are_the_same() -> None:
     renderer, values, found = moving(tiny_renderer()).train(), inputs(), []
+    calls: list[str] = []
+    renderer.base.unet.up_blocks[0].register_forward_hook(lambda *_: calls.append("frozen decoder"))
     for checkpointing in (False, True):
+        calls.clear()
         renderer.zero_grad()
         renderer.control.checkpoint_blocks = renderer.base.unet.checkpoint_blocks = checkpointing
         torch.manual_seed(0)  # dropout of the temporal convolutions
         renderer.predict(**values).square().mean().backward()
         found.append({name: p.grad for name, p in renderer.control.named_parameters()})
+        assert len(calls) == 1 + checkpointing  # computed again for the gradient, although it is in eval mode
     assert all(grad is not None and torch.equal(grad, found[1][name]) for name, grad in found[0].items())
 
 
