@@ -18,7 +18,7 @@ from PIL import Image
 
 from modules.controlnet.config import AnimateDiffConfig, RenderConfig
 from modules.controlnet.data import draw_hint
-from modules.controlnet.sampler import Caption
+from modules.controlnet.sampler import Caption, Predictions
 from modules.errors import UserError
 from modules.pose.scene import Scene
 
@@ -97,8 +97,11 @@ class AnimateDiffRenderer:
         settings: RenderConfig,
         *,
         on_step: Callable[[int, int], None] | None = None,
+        kept: Predictions | None = None,
     ) -> np.ndarray:
         """Videos of whole scenes, (B, F, H, W, 3) uint8: rendered frame i shows dense pose i * frame_stride.
+
+        `kept` is left as it is: a single window sees the whole video, and an edit changes all of it.
 
         A prompt that changes within a video is told by the frame at which it changes; within a single window, that of
         its middle frame holds for all.

@@ -204,7 +204,7 @@ def test_training_leaves_the_base_bitwise_unchanged(tmp_path: Path, make_scene: 
 def test_checkpointed_gradients_of_the_control_are_the_same() -> None:
     renderer, values, found = moving(tiny_renderer()).train(), inputs(), []
     calls: list[str] = []
-    renderer.base.unet.up_blocks[0].register_forward_hook(lambda *_: calls.append("frozen decoder"))
+    renderer.base.unet.up_blocks[0].register_forward_pre_hook(lambda *_: calls.append("frozen decoder"))
     for checkpointing in (False, True):
         calls.clear()
         renderer.zero_grad()
