@@ -112,6 +112,7 @@ class Renderer(Protocol):
         settings: RenderConfig,
         *,
         on_step: Report | None = None,
+        kept: Predictions | None = None,
     ) -> np.ndarray:
         """(B, F, H, W, 3) uint8, F = ceil(T / settings.frame_stride); scenes of one call are equally long."""
         ...
