@@ -170,7 +170,7 @@ def test_time_limit(folder: Folder, unbroken: Callable[..., str]) -> None:
     wanted = unbroken()
     (job,) = folder.submit("train-vqvae", "limit", ARGS, "TIME=2")  # the lead of 120 s is the whole time
     middle(job)
-    ranks = job.processes()
+    ranks = job.processes().values()
     for rank in ranks:  # so that the run is not over before SLURM looks at its time, which it does every half minute
         os.kill(rank, signal.SIGSTOP)
     time.sleep(65)
