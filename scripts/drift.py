@@ -32,9 +32,9 @@ from modules.rendering.pipeline import PoseVideoPipeline  # noqa: E402
 # How long videos are covered.
 WAYS: dict[str, dict[str, object]] = {
     "windows one after another": {"overlap": 0.0},
-    "the same, shared noise": {"overlap": 0.0, "shared_noise": True},
+    "one after another, shared noise": {"overlap": 0.0, "shared_noise": True},
     "overlapping by half": {"overlap": 0.5},
-    "the same, shared noise ": {"overlap": 0.5, "shared_noise": True},
+    "overlapping by half, shared noise": {"overlap": 0.5, "shared_noise": True},
 }
 
 
@@ -83,13 +83,13 @@ def main(arguments: list[str]) -> None:
                 range(cfg.seed, cfg.seed + len(samples)), dataclasses.replace(settings, **way),
             )  # fmt: skip
         )
-        print(f"{name.strip()}: done", flush=True)
+        print(f"{name}: done", flush=True)
     print(f"\n{len(samples)} videos of {cfg.frames} frames, window {config.num_frames}; CIELAB units\n")
     print("| | later windows to the first | frame to frame |\n|---|--:|--:|")
     for name, videos in rows.items():
         found = np.array([drift(video, s, config.num_frames) for video, s in zip(videos, samples, strict=True)])
         far, step = np.nanmean(found, axis=0)
-        print(f"| {name.strip()} | {far:.1f} | {step:.1f} |")
+        print(f"| {name} | {far:.1f} | {step:.1f} |")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ ROWS: dict[str, list[str]] = {
     "without velocity loss": ["model.velocity_weight=0"],
     "velocity loss 1": ["model.velocity_weight=1"],
     "tokens of 3 frames instead of 7": ["model.network.frames_per_token=3"],
-    "outline 384 wide instead of 768": ["model.network.outline_width=384"],
+    "outline 256 wide instead of 512": ["model.network.outline_width=256"],
     "without mirror, turn and stretch": ["data.augment.mirror=0", "model.rotate=0", "model.stretch=0"],
     "stride 10 alone": ["model.strides=[10]"],
 }

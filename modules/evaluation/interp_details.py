@@ -186,7 +186,7 @@ def by_keys(
     if tokenizer is not None:
         kinds["tokenizer's"] = [_coded(motion, tokenizer) for motion in motions]
     for kind, given in kinds.items():
-        error = np.sqrt(np.mean([_key_error(motion) for motion in given]))
+        error = np.sqrt(np.mean([_square_error(motion) for motion in given]))
         free = replace(sampling, keep_keys=0.0, key_error=float(error))
         for name, found in (
             ("PCHIP", spline(given, "pchip")),
@@ -223,7 +223,7 @@ def _coded(motion: Motion, tokenizer: PoseTokenizer) -> Motion:
     return replace(motion, keys=found.poses[0].cpu().numpy() * key_seen[..., None], key_seen=key_seen)
 
 
-def _key_error(motion: Motion) -> float:
+def _square_error(motion: Motion) -> float:
     """Mean square distance of the given keys from the true ones."""
     both = motion.key_seen & motion.seen[motion.at]
     distance = np.square(motion.keys - motion.poses[motion.at]).sum(-1)

@@ -90,11 +90,11 @@ class InterpConfig:
     `strides`: dense frames between keys; one is drawn for every training clip, the first is the one of validation.
     `windows_per_clip`: windows drawn from a clip at a training step for the transformer (0: all); the outline, which
     costs little, learns from all of them. `end_share`: segments whose outline loses the key before, and after, as at
-    the ends of a clip. `key_noise`: standard deviation, in box coordinates, of noise on key poses in
-    training, drawn between 0 and this for a share `noise_share` of the clips. `vqvae`: an export whose reconstructions
-    replace the key poses of a share `vqvae_share` of the clips with keys at its stride. The network is told how far off
-    the keys of a clip are. `rotate` (degrees), `stretch`: standard deviations of a turn of
-    the picture and of the logarithm of height over width.
+    the ends of a clip. `key_noise`: standard deviation, in box coordinates, of noise on key poses in training, drawn
+    between 0 and this for a share `noise_share` of the clips. `vqvae`: an export whose reconstructions replace the key
+    poses of a share `vqvae_share` of the clips with keys at its stride. The network is told how far off the keys of a
+    clip are. `rotate` (degrees), `stretch`: standard deviations of a turn of the picture and of the logarithm of height
+    over width.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)

@@ -90,8 +90,8 @@ class InterpModule(L.LightningModule):
             network.to(self.device)
 
     def _degrade_keys(self, batch: dict[str, Any], generator: torch.Generator | None = None) -> dict[str, Any]:
-        """The batch with the key poses that a director gives: through the VQ-VAE (some clips), with noise (all
-        clips)."""
+        """The batch with the key poses that a director gives: a share of the clips through the VQ-VAE, a share with
+        noise."""
         keys, visibility, mask = batch["keys"], batch["key_visibility"], batch["key_mask"]
         clips, device = len(keys), keys.device
         if self._vqvae and mask.shape[1] > 1:

@@ -1,8 +1,8 @@
 """The interpolator's network: a diffusion transformer over the frames of a window between key poses.
 
-What is diffused is the residual of a spline through the keys, in a unit that follows the motion of each joint
-(`Base`): a person who stands still gets little noise. `Outline` says in one cheap step which motion the keys let
-expect, and how sure that is; the transformer denoises around it.
+`Outline` says in one cheap step which motion the keys let expect, and how sure that is. What is diffused is the
+residual around it, in a unit that follows the motion of each joint (`Base`): a person who stands still gets little
+noise.
 
 N windows, M frames of a window, J joints, L tokens of a window, F frames of a token, W width, E width of the text.
 """
@@ -24,7 +24,7 @@ from modules.interp.config import NetworkConfig
 from modules.interp.noise import noise_schedule
 from modules.interp.outline import ERROR_UNIT, POSE, Outline, Segments, key_motion
 from modules.interp.splines import window_spline
-from modules.interp.windows import Windows, select_rows
+from modules.interp.windows import Windows
 from modules.pose.skeleton import NUM_JOINTS
 from modules.text import TextConfig, TextEncoder
 
@@ -35,7 +35,7 @@ KEY_TOKENS = 4  # the three keys of a window, and "no key"
 
 @dataclass
 class Base:
-    """What a window's keys say about its frames without any learning."""
+    """What the residual of a window is measured from, and its unit."""
 
     spline: Tensor  # (N, M, J, 2) through the three keys, box coordinates
     course: Tensor  # (N, M, J, 2) expected poses, box coordinates: the residual is measured from here
@@ -71,10 +71,6 @@ class Conditions:
     visibility: Tensor  # (N, M, J) of the keys, 0..1, zeros where dropped
     text: Tensor  # (N, W)
     keep_keys: Tensor  # (N,) bool
-
-    def select(self, index: Tensor) -> Conditions:
-        """Some of the windows."""
-        return select_rows(self, index)
 
 
 @dataclass

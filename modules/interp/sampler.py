@@ -83,7 +83,9 @@ def sample(
         base = network.base(part, gather_frames(part, course), network.spread(part, text[index]))
         everything = torch.ones(len(index), dtype=torch.bool, device=device)
         full = network.condition(part, base, text[index], everything, everything & (captions is not None))
-        empty = network.condition(part, base, text[index], ~everything, ~everything)
+        empty = None
+        if sampling.guidance_scale != 1:
+            empty = network.condition(part, base, text[index], ~everything, ~everything)
         residual, visible = _denoise(network, part, base, gather_frames(part, noise), full, empty, sampling)
         joints.append(base.decode(residual))
         logits.append(visible)
@@ -123,12 +125,12 @@ def _denoise(
     base: Base,
     noise: Tensor,
     full: Conditions,
-    empty: Conditions,
+    empty: Conditions | None,
     sampling: SamplingConfig,
 ) -> tuple[Tensor, Tensor]:
     """Scaled residual (N, M, J, 2) and visibility logits (N, M, J) of the windows.
 
-    `full` and `empty`: with all conditions and with none, for guidance.
+    `full`: with all conditions; `empty`: with none, for guidance, or None for plain sampling.
     """
     solver = make_solver(sampling.solver, sampling.steps)
     current, visible = noise, noise.new_zeros(noise.shape[:-1])
@@ -136,7 +138,7 @@ def _denoise(
         at = timestep.to(noise.device).expand(len(noise))
         prediction = network(current, at, windows, full)
         clean, visible = prediction.residual, prediction.visibility
-        if sampling.guidance_scale != 1:
+        if empty is not None:
             free = network(current, at, windows, empty).residual
             clean = free + sampling.guidance_scale * (clean - free)
         current = solver.step(clean, int(timestep), current, return_dict=False)[0]
