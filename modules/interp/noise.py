@@ -15,9 +15,13 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-# Width of the smoothing as a share of the distance between keys, and the share of the noise (std) left white at keys a
-# third of a second apart: it falls with the root of the distance, as motion's jitter stays and its swing grows.
-SMOOTHING, WHITE = 0.2, 0.05
+# Width of the smoothing as a share of the distance between keys: the swing of a motion from one key to the next. On top
+# of it come a share (of the standard deviation) as quick as a few frames, and a little white noise, without which the
+# fastest part of a motion would never be hidden. With these a sample has the acceleration, the jerk and the spectrum of
+# motion capture nearly before the network has denoised anything (docs/INTERP.md).
+SMOOTHING = 0.2
+QUICK, QUICK_FRAMES = 0.08, 1.0
+WHITE = 0.01
 TRAIN_TIMESTEPS = 1000
 SCHEDULE = {
     "num_train_timesteps": TRAIN_TIMESTEPS,
@@ -55,15 +59,9 @@ def draw_noise(
     gaps = torch.where(gaps > 0, gaps, 1 / 3).cpu()
     noise = torch.empty(clips, frames, math.prod(shape[2:]))
     for clip, gap in enumerate(gaps.tolist()):
-        width = _width(gap, fps)
-        reach = _reach(width)
-        white = torch.randn(frames + 2 * reach, noise.shape[2], generator=generator)
-        offsets = torch.arange(-reach, reach + 1)
-        kernel = _kernel(offsets, width)
-        for offset, weight in zip((offsets + reach).tolist(), kernel.tolist(), strict=True):
-            part = white[offset : offset + frames]
-            noise[clip] = part * weight if offset == 0 else noise[clip] + part * weight
-    return _add_white(noise, gaps, generator).reshape(shape)
+        noise[clip] = _smooth(frames, noise.shape[2], _width(gap, fps), generator)
+        noise[clip] = _mix(noise[clip], _smooth(frames, noise.shape[2], QUICK_FRAMES, generator), generator)
+    return noise.reshape(shape)
 
 
 def draw_window_noise(
@@ -79,12 +77,15 @@ def draw_window_noise(
         `shape`, on the CPU.
     """
     windows, frames = shape[:2]
-    widths = _width(gaps.cpu(), fps)
-    reach = _reach(float(widths.max()))
-    white = torch.randn(windows, frames + 2 * reach, math.prod(shape[2:]), generator=generator)
-    offsets = torch.arange(frames + 2 * reach) - reach - torch.arange(frames)[:, None]  # (M, M + 2R)
-    kernel = _kernel(offsets, widths[:, None, None])  # (N, M, M + 2R)
-    return _add_white(kernel @ white, gaps.cpu(), generator).reshape(shape)
+    channels = math.prod(shape[2:])
+
+    def smooth(widths: Tensor) -> Tensor:
+        reach = _reach(float(widths.max()))
+        white = torch.randn(windows, frames + 2 * reach, channels, generator=generator)
+        offsets = torch.arange(frames + 2 * reach) - reach - torch.arange(frames)[:, None]  # (M, M + 2R)
+        return _kernel(offsets, widths[:, None, None]) @ white
+
+    return _mix(smooth(_width(gaps.cpu(), fps)), smooth(torch.tensor([QUICK_FRAMES])), generator).reshape(shape)
 
 
 def _width(gap: Any, fps: float) -> Any:
@@ -101,7 +102,20 @@ def _kernel(offsets: Tensor, width: Any) -> Tensor:
     return weights / weights.square().sum(-1, keepdim=True).sqrt()
 
 
-def _add_white(noise: Tensor, gaps: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Smooth noise (N, M, C) with the white share for keys `gaps` (N,) seconds apart."""
-    share = (WHITE * (3 * gaps.to(noise.dtype)).rsqrt()).clamp(max=0.5)[:, None, None]
-    return (1 - share**2).sqrt() * noise + share * torch.randn(noise.shape, generator=generator)
+def _smooth(frames: int, channels: int, width: float, generator: torch.Generator | None) -> Tensor:
+    """Smooth noise (T, C) of one width (frames) and unit variance."""
+    reach = _reach(width)
+    white = torch.randn(frames + 2 * reach, channels, generator=generator)
+    offsets = torch.arange(-reach, reach + 1)
+    parts = zip((offsets + reach).tolist(), _kernel(offsets, width).tolist(), strict=True)
+    first, weight = next(parts)
+    noise = white[first : first + frames] * weight
+    for offset, weight in parts:
+        noise += white[offset : offset + frames] * weight
+    return noise
+
+
+def _mix(slow: Tensor, quick: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The three parts of the noise with their shares, (..., M, C); the white one is drawn here."""
+    white = torch.randn(slow.shape, generator=generator)
+    return (1 - QUICK**2 - WHITE**2) ** 0.5 * slow + QUICK * quick + WHITE * white
