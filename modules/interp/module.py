@@ -20,7 +20,7 @@ from modules.interp.losses import Mean, counted_joints, outline_losses, residual
 from modules.interp.network import InterpNetwork, network_config, preconditioning
 from modules.interp.noise import TRAIN_TIMESTEPS, draw_window_noise, noise_schedule
 from modules.interp.outline import cut_segments, hide_outer
-from modules.interp.sampler import DensePoses, sample
+from modules.interp.sampler import DensePoses, pull_to_keys, sample
 from modules.interp.splines import clip_spline
 from modules.interp.windows import Windows, cut_windows, gather_frames
 from modules.metrics.pose import Average, mean_acceleration, position_error
@@ -70,8 +70,7 @@ class InterpModule(L.LightningModule):
             for clip, stride in zip(chosen, np.resize(self.config.strides, len(chosen)).tolist(), strict=True)
             for person in clip.scene.persons
         ]
-        self._load_vqvae()
-        batch = self._degrade_keys(collate(items), torch.Generator().manual_seed(0))
+        batch = collate(items) | {"key_error": 0.0}
         windows = self._cut(batch)
         visible = gather_frames(windows, batch["visibility"] & batch["frame_mask"][..., None])
         self.network.fit_scale(windows, gather_frames(windows, batch["poses"]), visible)
@@ -124,9 +123,12 @@ class InterpModule(L.LightningModule):
 
     def model_step(self, batch: dict[str, Any], generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Denoise windows of the batch at random diffusion steps: each loss, and their weighted sum as "loss"."""
-        batch = self._degrade_keys(batch, generator)
+        exact, batch = self._cut(batch | {"key_error": 0.0}), self._degrade_keys(batch, generator)
         windows, text = self._cut(batch), self.network.embed_text(batch["captions"])
         course, outline = self._outline(windows, batch, text, generator)
+        # Keys that are off are repaired by the outline alone. What is diffused starts from an outline through the true
+        # ones: else a sample would swing about each key as much as the key is off.
+        course = pull_to_keys(course, exact, 1.0, self.config.network.fps)
         per_clip, clips = self.config.windows_per_clip, len(batch["poses"])
         if 0 < per_clip * clips < len(windows.clip):
             order = torch.randperm(len(windows.clip), generator=generator)[: per_clip * clips]

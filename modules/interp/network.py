@@ -249,13 +249,13 @@ class InterpNetwork(nn.Module):
         """
         filled = windows.fill()
         if self.base_kind == "none":
-            spline = filled.joints.new_zeros(*windows.times.shape, NUM_JOINTS, 2)
-            course = spline
+            spline = course = filled.joints.new_zeros(*windows.times.shape, NUM_JOINTS, 2)
             motion, profile = torch.ones_like(filled.joints[:, 0, :, 0]), torch.ones_like(windows.times)
         else:
             spline = window_spline(filled, windows.key_times, windows.times, self.base_kind)
             motion = key_motion(filled.joints, windows)
             profile = (torch.pi * windows.phase).sin().clamp_min(AT_KEYS)
+            course = spline if course is None else course
         on_left = windows.times[..., None] < 0  # (N, M, 1)
         between = torch.where(on_left, filled.left_known[:, None], filled.right_known[:, None])  # (N, M, J)
         ratio = torch.where(between, self.residual_ratio[0], self.residual_ratio[1])  # (N, M, J)
@@ -265,7 +265,7 @@ class InterpNetwork(nn.Module):
         other = torch.where(windows.between[..., None], other, seen[:, 1:2])
         return Base(
             spline=spline,
-            course=spline if course is None else torch.where(windows.between[..., None, None], course, spline),
+            course=torch.where(windows.between[..., None, None], course, spline),
             keys=filled.joints,
             motion=motion,
             unit=((motion if spread is None else motion * spread)[:, None] * ratio)[..., None],
