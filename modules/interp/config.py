@@ -58,7 +58,8 @@ class SamplingConfig:
 
     `guidance_scale` 1 is plain sampling; above it, the difference between the prediction with all conditions and with
     none is exaggerated (twice the network evaluations). `temperature` scales the starting noise: 1 draws a sample, 0
-    gives the likeliest motion. `keep_keys`: 1 puts every key pose exactly into the result, 0 leaves the network free to
+    gives the likeliest motion; `jitter` scales its quickest parts alone, of which a network that is not trained to the
+    end leaves too much. `keep_keys`: 1 puts every key pose exactly into the result, 0 leaves the network free to
     repair it. `key_error` tells the network how far off the key poses are (root of the mean square, box coordinates; 0:
     exact), so that it knows how much there is to repair.
     """
@@ -67,6 +68,7 @@ class SamplingConfig:
     steps: int = 8
     guidance_scale: float = 1.0
     temperature: float = 1.0
+    jitter: float = 1.0
     keep_keys: float = 1.0
     key_error: float = 0.0
 
@@ -77,6 +79,8 @@ class SamplingConfig:
             raise UserError(f"sampling.steps is {self.steps}; it must be at least 1, for example 8.")
         if not 0 <= self.keep_keys <= 1:
             raise UserError(f"sampling.keep_keys is {self.keep_keys}; it must be from 0 to 1.")
+        if not 0 <= self.jitter <= 10:
+            raise UserError(f"sampling.jitter is {self.jitter}; it must be from 0 to 10.")
         for name in ("temperature", "key_error"):
             if getattr(self, name) < 0:
                 raise UserError(f"sampling.{name} is {getattr(self, name)}; it must be 0 or more.")

@@ -42,6 +42,7 @@ def draw_noise(
     key_mask: Tensor,
     fps: float,
     generator: torch.Generator | None = None,
+    jitter: float = 1.0,
 ) -> Tensor:
     """Noise of unit variance for whole clips, smooth over time.
 
@@ -50,6 +51,7 @@ def draw_noise(
     Args:
         shape: (B, T, ...).
         key_times: (B, K) seconds; key_mask: (B, K) bool, real keys first.
+        jitter: factor on the shares of quick and white noise, 1 as in training.
 
     Returns:
         `shape`, on the CPU.
@@ -60,7 +62,8 @@ def draw_noise(
     noise = torch.empty(clips, frames, math.prod(shape[2:]))
     for clip, gap in enumerate(gaps.tolist()):
         noise[clip] = _smooth(frames, noise.shape[2], _width(gap, fps), generator)
-        noise[clip] = _mix(noise[clip], _smooth(frames, noise.shape[2], QUICK_FRAMES, generator), generator)
+        quick = _smooth(frames, noise.shape[2], QUICK_FRAMES, generator)
+        noise[clip] = _mix(noise[clip], quick, generator, jitter)
     return noise.reshape(shape)
 
 
@@ -115,7 +118,7 @@ def _smooth(frames: int, channels: int, width: float, generator: torch.Generator
     return noise
 
 
-def _mix(slow: Tensor, quick: Tensor, generator: torch.Generator | None) -> Tensor:
+def _mix(slow: Tensor, quick: Tensor, generator: torch.Generator | None, jitter: float = 1.0) -> Tensor:
     """The three parts of the noise with their shares, (..., M, C); the white one is drawn here."""
-    white = torch.randn(slow.shape, generator=generator)
-    return (1 - QUICK**2 - WHITE**2) ** 0.5 * slow + QUICK * quick + WHITE * white
+    fast = QUICK * quick + WHITE * torch.randn(slow.shape, generator=generator)
+    return (1 - jitter**2 * (QUICK**2 + WHITE**2)) ** 0.5 * slow + jitter * fast

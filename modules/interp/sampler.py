@@ -66,7 +66,7 @@ def sample(
         key_mask: (B, K) bool, real keys first; key_times: (B, K) seconds, ascending over the real keys.
         num_frames: T; frame i is at i / network.fps. Frames more than a segment beyond the last key hold its pose.
         captions: one for each clip, or one for each key of each clip, or None to leave the text out.
-        sampling: solver, evaluations, guidance, temperature, fidelity to the keys.
+        sampling: solver, evaluations, guidance, noise, fidelity to the keys.
         generator: on the CPU, so that a seed means the same on every device.
         max_windows: windows denoised at a time (a bound on memory).
     """
@@ -74,7 +74,7 @@ def sample(
     device, clips = keys.device, len(keys)
     windows = cut_windows(keys, key_visibility, key_mask, key_times, num_frames, network.fps, sampling.key_error)
     shape = (clips, num_frames, NUM_JOINTS, 2)
-    noise = sampling.temperature * draw_noise(shape, key_times, key_mask, network.fps, generator)
+    noise = sampling.temperature * draw_noise(shape, key_times, key_mask, network.fps, generator, sampling.jitter)
     noise, text = noise.to(device), _window_text(network, captions, windows, key_mask).to(device)
     course = _course(network, windows, text, clips, num_frames)
     joints, logits = [], []

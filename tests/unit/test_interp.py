@@ -231,6 +231,19 @@ def test_noise_has_unit_variance_is_smooth_and_does_not_see_the_poses() -> None:
     assert neighbours > 0.85
 
 
+def test_jitter_scales_the_quick_part_of_the_noise_alone() -> None:
+    batch = batch_of([200] * 4)
+    keys = batch["key_times"], batch["key_mask"]
+    none, usual, more = (
+        draw_noise((4, 200, 50), *keys, FPS, torch.Generator().manual_seed(3), jitter) for jitter in (0.0, 1.0, 3.0)
+    )
+    jerks = [noise.diff(n=3, dim=1).std() for noise in (none, usual, more)]
+    assert jerks[0] < 0.95 * jerks[1] < 0.7 * jerks[2]
+    for noise in (none, more):
+        assert 0.9 < noise.std() < 1.1
+        assert torch.corrcoef(torch.stack([noise.flatten(), usual.flatten()]))[0, 1] > 0.9
+
+
 @pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
 @pytest.mark.parametrize("steps", [1, 4, 8])
 def test_solvers_end_at_the_clean_sample(name: str, steps: int) -> None:
