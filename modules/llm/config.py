@@ -52,7 +52,7 @@ class LLMConfig:
     # Folder or hub name of a tokenizer; None: that of `pretrained`, or one trained on the captions.
     tokenizer: str | None = None
     text_vocabulary: int = 1500  # size of a tokenizer trained on the captions; otherwise that of `tokenizer`
-    embedding_init: Literal["mean", "codebook"] = "mean"  # new rows: the mean row, or the geometry of the codebooks
+    embedding_init: Literal["mean", "codebook"] = "mean"  # new rows: the mean row, or the geometry of codes and edges
     max_people: int = 4
     loss_on: Literal["all", "scene"] = "all"  # every token (paper), or what follows <scene>
     start_jitter: bool = True  # training clips start up to one stride later, with the same number of keys

@@ -6,6 +6,7 @@ N supervised positions, D width.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -86,20 +87,33 @@ def use_packed_attention(network: Any) -> Any:
 
 @torch.no_grad()
 def init_from_codebooks(network: Any, vocabulary: SceneVocabulary, codebooks: Tensor, seed: int = 0) -> None:
-    """Give the rows of the pose tokens the geometry of the codebooks (Q, V, C): near codes get near rows.
+    """Give the rows of new tokens the geometry of what they stand for: near codes, edges and durations get near rows.
 
-    A random projection C -> D around the mean row, with the standard deviation of the other rows.
+    Around the mean row: a direction for each kind of token (each depth is one), and within the kind a random projection
+    of the codebook, or of sines of an edge or a duration; in all, with the standard deviation of the other rows.
+
+    Args:
+        codebooks: (Q, V, C).
     """
     generator = torch.Generator().manual_seed(seed)
-    quantizers, size, channels = codebooks.shape
-    centred = codebooks.cpu() - codebooks.cpu().mean(1, keepdim=True)
+    num_edges = vocabulary.pose_start - vocabulary.box_start
+    blocks = [(vocabulary.keys_start, _waves(vocabulary.codes.max_keys)), (vocabulary.box_start, _waves(num_edges))]
+    for depth, book in enumerate(codebooks.cpu()):
+        blocks.append((vocabulary.pose_start + depth * len(book), book - book.mean(0)))
     with gathered(tables(network)):
         for table in tables(network):
-            others = table[: vocabulary.pose_start]
-            rows = torch.bmm(centred, torch.randn(quantizers, channels, table.shape[1], generator=generator))
-            rows = (rows / rows.std((1, 2), keepdim=True).clamp(min=1e-6)).flatten(0, 1).to(table)  # (Q * V, D)
-            block = slice(vocabulary.pose_start, vocabulary.pose_start + quantizers * size)
-            table[block] = others.mean(0) + others.std() * rows
+            others = table[: vocabulary.first]
+            mean, spread, width = others.mean(0), others.std(), table.shape[1]
+            for first, features in blocks:
+                rows = features @ torch.randn(features.shape[1], width, generator=generator)  # (W, C) -> (W, D)
+                rows = rows / rows.std().clamp(min=1e-6) + torch.randn(width, generator=generator)
+                table[first : first + len(rows)] = mean + spread * (rows / math.sqrt(2)).to(table)
+
+
+def _waves(count: int) -> Tensor:
+    """Sines and cosines (count, 12) of the numbers 0 .. count - 1, which tell of large and small distances."""
+    angles = torch.arange(count)[:, None] / count * math.pi * 2 ** torch.arange(6)
+    return torch.cat((angles.sin(), angles.cos()), 1)
 
 
 def hidden_states(network: Any, input_ids: Tensor, position_ids: Tensor, sample_ids: Tensor) -> Tensor:

@@ -346,8 +346,8 @@ def test_a_pretrained_llama_keeps_its_rows_and_new_ones_are_the_mean(vqvae: Path
             assert torch.equal(after[name], value)
 
 
-def test_codebook_geometry(vqvae: Path) -> None:
-    """Distances between rows follow those between codes."""
+def test_new_rows_have_the_geometry_of_codes_and_edges(vqvae: Path) -> None:
+    """Distances between rows follow those between codes, edges and durations; kinds of tokens lie apart."""
     module = make_module(make_config(vqvae, embedding_init="codebook"))
     vocabulary = module.grammar.vocabulary
     codebooks = torch.randn(3, 8, 4)
@@ -358,6 +358,11 @@ def test_codebook_geometry(vqvae: Path) -> None:
         for q in range(3):
             pairs = torch.stack([torch.pdist(rows[q]), torch.pdist(codebooks[q])])
             assert torch.corrcoef(pairs)[0, 1] > 0.8
+        assert torch.pdist(rows.mean(1)).min() > 0.2
+        edges = table.detach()[vocabulary.box_start : vocabulary.pose_start]
+        apart = [(edges[step:] - edges[: len(edges) - step]).norm(dim=1).mean() for step in (1, 4, 40)]
+        assert apart[0] < 0.5 * apart[1]
+        assert apart[1] < apart[2]
 
 
 def test_a_checkpoint_that_is_no_llama_is_refused(vqvae: Path, tmp_path: Path) -> None:

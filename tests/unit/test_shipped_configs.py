@@ -11,7 +11,7 @@ import yaml
 from configs.loader import load_config, load_typed
 from configs.run import to_yaml
 from configs.schema import STAGES
-from configs.show import build_on_meta, count_parameters
+from configs.show import GIB, build_on_meta, count_parameters, estimate_memory
 from configs.slurm_schema import SlurmConfig
 
 ROOT = Path(__file__).parents[2]
@@ -62,3 +62,16 @@ def test_the_sizes_of_the_paper() -> None:
     director = load_config(["configs/llm/paper.yaml"])
     assert director.trainer.strategy == "deepspeed_stage_3"
     assert count_parameters(build_on_meta(director))[0] == pytest.approx(8.05e9, rel=0.01)  # Llama 3 8B, every one
+
+    alone = load_config(["configs/llm/paper_1gpu.yaml"])
+    assert alone.model.architecture == director.model.architecture
+    batches = [c.data.batch_size * c.trainer.devices * c.trainer.accumulate for c in (director, alone)]
+    assert batches[0] == batches[1]
+    memory = sum(estimate_memory(count_parameters(build_on_meta(alone))[0], 0, alone.trainer).values())
+    assert 120 * GIB < memory < 130 * GIB  # of the 139 GiB of an H200
+
+
+def test_smollm2() -> None:
+    """Its own 134.5 M parameters, and rows for the scene tokens in its one table."""
+    config = load_config(["configs/llm/smollm2.yaml"])
+    assert count_parameters(build_on_meta(config))[0] == 134_515_008 + 576 * (4 + 20 + 256 + 6 * 512)
