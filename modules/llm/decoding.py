@@ -4,7 +4,7 @@ Only the rows of the head that the grammar allows are computed; where one id alo
 prompts, numbers of people and durations. Every sample draws from random numbers of its own, so that it does not depend
 on what it is batched with.
 
-Letters: B samples, L tokens, M cache length, H heads, G query heads per key head, E head width, D width.
+Letters: B samples, L tokens, W ids to choose from.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from modules.errors import UserError
+from modules.llm.cached import CachedLlama
 from modules.llm.tokens import SceneVocabulary, check_boxes, scene_length
 from modules.pose.boxes import BOX_BINS
 
@@ -188,93 +188,6 @@ class GrammarState:
         return first if stop - first == 1 else None
 
 
-class CachedLlama:
-    """A Llama with a key-value cache of fixed size, fed with ragged batches.
-
-    Args:
-        network: transformers' LlamaForCausalLM.
-        batch: B.
-        capacity: tokens that each sample can hold.
-    """
-
-    def __init__(self, network: Any, *, batch: int, capacity: int) -> None:
-        config, weight = network.config, network.lm_head.weight
-        self.model, self.head = network.model, weight
-        self.key_heads = config.num_key_value_heads
-        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, 2, batch, self.key_heads, capacity, self.head_dim)
-        self.cache = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        self.lengths = torch.zeros(batch, dtype=torch.int64, device=weight.device)
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some of the samples alone."""
-        self.cache = self.cache[:, :, rows].contiguous()
-        self.lengths = self.lengths[rows]
-
-    def extend(self, ids: Tensor, counts: Tensor) -> Tensor:
-        """Feed each sample its next ids.
-
-        Args:
-            ids: (B, n), padded at the end.
-            counts: (B,) how many of them are real, at least 1.
-
-        Returns:
-            (B, D) hidden states after the last real id of each sample.
-        """
-        batch, width = ids.shape
-        positions = self.lengths[:, None] + torch.arange(width, device=ids.device)  # (B, n)
-        # Padding is written to the cache like the rest; what comes next overwrites it before it can be seen.
-        positions = positions.clamp(max=self.cache.shape[4] - 1)
-        seen = int((self.lengths + counts).max())
-        mask = torch.arange(seen, device=ids.device) <= positions[..., None]  # (B, n, M)
-        hidden = self.model.embed_tokens(ids)
-        cos, sin = self.model.rotary_emb(hidden, positions)  # (B, n, E)
-        rows = torch.arange(batch, device=ids.device)[:, None].expand_as(positions)
-        for layer, cache in zip(self.model.layers, self.cache, strict=True):
-            hidden = hidden + self._attend(layer, cache, hidden, (cos, sin), mask, rows, positions)
-            hidden = hidden + layer.mlp(_rms_norm(layer.post_attention_layernorm, hidden))
-        self.lengths = self.lengths + counts
-        last = hidden[torch.arange(batch, device=ids.device), counts - 1]  # (B, D)
-        return _rms_norm(self.model.norm, last)
-
-    def _attend(
-        self, layer: Any, cache: Tensor, hidden: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor,
-        rows: Tensor, positions: Tensor,
-    ) -> Tensor:  # fmt: skip
-        attention, states = layer.self_attn, _rms_norm(layer.input_layernorm, hidden)
-        batch, width, seen = mask.shape
-        query, key, value = (
-            project(states).view(batch, width, -1, self.head_dim)  # (B, n, H, E)
-            for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        query, key = _rotate(query, *rotation), _rotate(key, *rotation)
-        cache[0].transpose(1, 2)[rows, positions] = key
-        cache[1].transpose(1, 2)[rows, positions] = value
-        # The G query heads of one key head are G more queries: (B, n, H, E) -> (B, H / G, n * G, E).
-        group = query.shape[2] // self.key_heads
-        query = query.unflatten(2, (self.key_heads, group)).transpose(1, 2).flatten(2, 3)
-        out = F.scaled_dot_product_attention(
-            query, cache[0, :, :, :seen], cache[1, :, :, :seen],
-            attn_mask=mask.repeat_interleave(group, 1)[:, None], scale=attention.scaling,
-        )  # fmt: skip
-        out = out.unflatten(2, (width, group)).transpose(1, 2).flatten(2)  # (B, n, H * E)
-        return attention.o_proj(out)
-
-    def logits(self, hidden: Tensor, start: int, width: int) -> Tensor:
-        """Logits (B', width) float32 of the ids start .. start + width - 1."""
-        return F.linear(hidden, self.head[start : start + width]).float()
-
-
-def _rms_norm(norm: Any, hidden: Tensor) -> Tensor:
-    return F.rms_norm(hidden, (hidden.shape[-1],), norm.weight, norm.variance_epsilon)
-
-
-def _rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position of (B, n, H, E) by (B, n, E), in the order of transformers' Llama."""
-    first, second = states.chunk(2, -1)
-    return states * cos[:, :, None] + torch.cat((-second, first), -1) * sin[:, :, None]
-
-
 def draw(logits: Tensor, uniform: Tensor, settings: Sampling) -> Tensor:
     """One id of each row by inversion of the distribution.
 
@@ -344,10 +257,10 @@ def decode(
             active = [active[row] for row in going]
             if not active:
                 break
-            llama.keep(torch.tensor(going, device=device))
+            llama.keep(going)
         counts = [len(pending[i]) for i in active]
         ids = [pending[i] + [0] * (max(counts) - len(pending[i])) for i in active]
-        hidden = llama.extend(torch.tensor(ids, device=device), torch.tensor(counts, device=device))
+        hidden = llama.extend(llama.embed(torch.tensor(ids, device=device)), counts)
         for i, token in zip(active, _choose(llama, hidden, [states[i] for i in active], uniforms[active], sampling),
                             strict=True):  # fmt: skip
             states[i].advance(token)

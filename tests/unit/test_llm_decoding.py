@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from modules.errors import UserError
+from modules.llm.cached import CachedLlama
 from modules.llm.config import ArchitectureConfig
-from modules.llm.decoding import FREE, CachedLlama, Request, Sampling, SamplingConfig, decode, draw
+from modules.llm.decoding import FREE, Request, Sampling, SamplingConfig, decode, draw
 from modules.llm.director import Director
 from modules.llm.network import random_network
 from modules.llm.tokenizer import tokenizer_from_json, train_tokenizer
@@ -152,7 +153,7 @@ def test_cache_fed_in_pieces_equals_one_pass() -> None:
             parts = [np.array_split(row, 5)[step].tolist() for row in rows]
             width = max(map(len, parts))
             ids = torch.tensor([part + [0] * (width - len(part)) for part in parts])
-            hidden = llama.extend(ids, torch.tensor([len(part) for part in parts]))
+            hidden = llama.extend(llama.embed(ids), [len(part) for part in parts])
         plain = LlamaForCausalLM(NETWORK.config).eval()
         plain.load_state_dict(NETWORK.state_dict())
         plain.set_attn_implementation("eager")
