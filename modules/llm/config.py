@@ -39,6 +39,20 @@ class ArchitectureConfig:
 
 
 @dataclass
+class DepthHeadConfig:
+    """A small network that writes all ids of a key pose from one step of the Llama (`modules/llm/depth.py`)."""
+
+    num_layers: int = 0  # 0: none, every id is a step of the Llama
+    width: int = 256
+
+    def __post_init__(self) -> None:
+        if self.num_layers < 0 or self.width < 1:
+            raise UserError(
+                f"depth_head has {self.num_layers} layers of width {self.width}; wanted >= 0 (0: none) and >= 1"
+            )
+
+
+@dataclass
 class LLMConfig:
     """A Llama that writes scenes: how many people, where, and their key poses.
 
@@ -53,6 +67,7 @@ class LLMConfig:
     tokenizer: str | None = None
     text_vocabulary: int = 1500  # size of a tokenizer trained on the captions; otherwise that of `tokenizer`
     embedding_init: Literal["mean", "codebook"] = "mean"  # new rows: the mean row, or the geometry of codes and edges
+    depth_head: DepthHeadConfig = field(default_factory=DepthHeadConfig)
     max_people: int = 4
     loss_on: Literal["all", "scene"] = "all"  # every token (paper), or what follows <scene>
     start_jitter: bool = True  # training clips start up to one stride later, with the same number of keys

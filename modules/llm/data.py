@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modules.llm.tokens import SceneGrammar
+from modules.llm.tokens import SceneGrammar, scene_length
 from modules.pose.boxes import box_to_tokens, normalise
 from modules.pose.scene import Clip
 
@@ -72,7 +72,8 @@ class Collate:
         position_ids (B, L): place within the sample.
         sample_ids (B, L): number of the sample in the batch, -1 in padding.
         poses (R, K, J, 2), visibility (R, K, J), key_mask (R, K): the people of all samples, padded to the longest.
-        pose_index (R, K, Q): where their pose tokens stand in the flat rows, -1 in padding.
+        pose_index (R, K, Q): where their pose tokens stand in the flat rows, -1 in padding. With a depth head a key
+            pose is one place: (R, K, 1).
         canvases (S, 2): width and height of each sample in px.
     """
 
@@ -80,22 +81,24 @@ class Collate:
         self.pack_length = pack_length
         self.grammar: Any = None
         self.context = 0  # tokens
+        self.per_pose = 0  # places of a key pose
         self.truncated = 0  # prompts that did not fit the context so far
 
-    def bind(self, *, grammar: SceneGrammar, context: int) -> None:
+    def bind(self, *, grammar: SceneGrammar, context: int, depth_head: bool = False) -> None:
         """Take over the vocabulary and the context, which are known once there is a tokenizer."""
         self.grammar, self.context = grammar, context
+        self.per_pose = 1 if depth_head else grammar.vocabulary.codes.num_quantizers
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         assert self.grammar is not None, "bind() comes first"
         prompts = self._prompts([item["caption"] for item in items])
         sequences, slots = [], []
         for prompt, item in zip(prompts, items, strict=True):
-            shape = (*item["poses"].shape[:2], self.grammar.vocabulary.codes.num_quantizers)  # (P, K, Q)
-            sequence = prompt + self.grammar.scene_ids(item["boxes"], np.zeros(shape, np.int64))
-            start = len(sequence) - 1 - int(np.prod(shape))
-            order = np.arange(int(np.prod(shape))).reshape(shape[1], shape[0], shape[2])  # the grammar's (K, P, Q)
-            sequences.append(sequence)
+            people, keys = item["poses"].shape[:2]
+            head = prompt + self.grammar.head_ids(item["boxes"], keys)
+            start, places = len(head), people * keys * self.per_pose
+            order = np.arange(places).reshape(keys, people, self.per_pose)  # the grammar's order
+            sequences.append([*head, *[0] * places, self.grammar.vocabulary.end])
             slots.append(start + order.transpose(1, 0, 2))
         rows = pack([len(sequence) for sequence in sequences], self.pack_length)
         length = max(sum(len(sequences[i]) for i in row) for row in rows)
@@ -127,7 +130,8 @@ class Collate:
 
     def _prompts(self, captions: list[str]) -> list[list[int]]:
         """Ids of the prompts; one too long for the context loses its end, which is counted and logged."""
-        room = self.context - self.grammar.longest_scene
+        codes = self.grammar.vocabulary.codes
+        room = self.context - scene_length(self.grammar.max_people, codes.max_keys, self.per_pose)
         prompts = self.grammar.encode_prompts(captions)
         for i, prompt in enumerate(prompts):
             if len(prompt) > room:
@@ -171,11 +175,14 @@ def pack(lengths: list[int], row_length: int) -> list[list[int]]:
 
 
 def place_pose_tokens(batch: dict[str, Any], codes: Tensor, grammar: SceneGrammar) -> Tensor:
-    """Input ids (B, L) of a batch with its pose tokens in place; codes (R, K, Q) from the pose tokenizer."""
+    """Input ids (B, L) of a batch with its pose tokens in place; codes (R, K, Q) from the pose tokenizer.
+
+    With a depth head the token of depth 0 stands for the key pose.
+    """
     index = batch["pose_index"]
     real = index >= 0
     ids = batch["input_ids"].flatten()
-    ids[index[real]] = grammar.vocabulary.pose_ids(codes)[real]
+    ids[index[real]] = grammar.vocabulary.pose_ids(codes)[..., : index.shape[-1]][real]
     return ids.view_as(batch["input_ids"])
 
 

@@ -4,7 +4,7 @@ Only the rows of the head that the grammar allows are computed; where one id alo
 prompts, numbers of people and durations. Every sample draws from random numbers of its own, so that it does not depend
 on what it is batched with.
 
-Letters: B samples, L tokens, W ids to choose from.
+Letters: B samples, Q quantisers, W ids to choose from.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from modules.errors import UserError
 from modules.llm.cached import CachedLlama
+from modules.llm.depth import DepthHead, embed_slots, pad_slots
 from modules.llm.tokens import SceneVocabulary, check_boxes, scene_length
 from modules.pose.boxes import BOX_BINS
 
@@ -221,11 +222,13 @@ def decode(
     vocabulary: SceneVocabulary,
     max_people: int,
     sampling: SamplingConfig | None = None,
+    depth_head: DepthHead | None = None,
     on_step: Callable[[list[GrammarState]], None] | None = None,
 ) -> list[list[int]]:
     """Decode one batch of requests.
 
     Args:
+        depth_head: writes all ids of a key pose in one step; only for a network that was trained with it.
         on_step: called with the state of every sample after each step; it may raise, to stop.
 
     Returns:
@@ -235,23 +238,22 @@ def decode(
         UserError: a constraint that cannot be fulfilled, or a prompt that leaves no room for a scene in the context.
     """
     sampling = sampling or SamplingConfig()
+    depths = vocabulary.codes.num_quantizers
     states = [GrammarState(request, vocabulary, max_people) for request in requests]
-    longest = [_longest(state, max_people) for state in states]
+    longest = [_longest(state, max_people, 1 if depth_head is not None else depths) for state in states]
     capacity = max(len(r.prompt_ids) + length for r, length in zip(requests, longest, strict=True))
     _check_context(requests, longest, network.config.max_position_embeddings)
     device = network.lm_head.weight.device
-    places = scene_length(max_people, vocabulary.codes.max_keys, vocabulary.codes.num_quantizers)
+    places = scene_length(max_people, vocabulary.codes.max_keys, depths)
     uniforms = torch.stack(
         [torch.rand(places, generator=torch.Generator().manual_seed(request.seed)) for request in requests]
     ).to(device)  # (B, places): place after <scene> -> random number, also where ids before it are forced
     llama = CachedLlama(network, batch=len(requests), capacity=capacity)
     active = list(range(len(requests)))
-    pending = [list(request.prompt_ids) for request in requests]
+    pending = [[[token] for token in request.prompt_ids] for request in requests]  # places to feed, of one or Q ids
     while active:
         for i in active:
-            while (token := states[i].only()) is not None:
-                states[i].advance(token)
-                pending[i].append(token)
+            pending[i] += _forced(states[i], depths if depth_head is not None else 1)
         going = [row for row, i in enumerate(active) if states[i].choice is not None]
         if len(going) < len(active):
             active = [active[row] for row in going]
@@ -259,46 +261,98 @@ def decode(
                 break
             llama.keep(going)
         counts = [len(pending[i]) for i in active]
-        ids = [pending[i] + [0] * (max(counts) - len(pending[i])) for i in active]
-        hidden = llama.extend(llama.embed(torch.tensor(ids, device=device)), counts)
-        for i, token in zip(active, _choose(llama, hidden, [states[i] for i in active], uniforms[active], sampling),
-                            strict=True):  # fmt: skip
-            states[i].advance(token)
-            pending[i] = [token]
+        if depth_head is None:
+            ids = [sum(pending[i], []) + [0] * (max(counts) - len(pending[i])) for i in active]
+            embedded = llama.embed(torch.tensor(ids, device=device))
+        else:
+            embedded = embed_slots(llama.embed, pad_slots([pending[i] for i in active], depths).to(device))
+        hidden = llama.extend(embedded, counts)
+        chosen = _choose(llama, hidden, [states[i] for i in active], uniforms[active], sampling, depth_head)
+        for i, slot in zip(active, chosen, strict=True):
+            pending[i] = [slot]
         if on_step is not None:
             on_step(states)
     return [state.ids for state in states]
 
 
+def _forced(state: GrammarState, per_pose: int) -> list[list[int]]:
+    """Take all places that leave no choice; a key pose only if none of its `per_pose` ids does."""
+    places: list[list[int]] = []
+    while state.choice is not None:
+        start, count = len(state.ids), per_pose if state.choice.kind == "pose" else 1
+        if count > 1 and not all(start + depth in state.request.forced for depth in range(count)):
+            break
+        slot = []
+        while len(slot) < count and (token := state.only()) is not None:
+            state.advance(token)
+            slot.append(token)
+        if not slot:
+            break
+        places.append(slot)
+    return places
+
+
 def _choose(
-    llama: CachedLlama, hidden: Tensor, states: list[GrammarState], uniforms: Tensor, sampling: SamplingConfig
-) -> list[int]:
-    """The next id of each sample; samples at the same kind of token share one product with the head."""
+    llama: CachedLlama, hidden: Tensor, states: list[GrammarState], uniforms: Tensor, sampling: SamplingConfig,
+    depth_head: DepthHead | None,
+) -> list[list[int]]:  # fmt: skip
+    """Take the next place of each sample; samples at the same kind of token share one product with the head."""
     groups: dict[tuple[str, int, int], list[int]] = {}
     for row, state in enumerate(states):
         assert state.choice is not None
         groups.setdefault((state.choice.kind, state.choice.start, state.choice.width), []).append(row)
-    result = [0] * len(states)
+    result: list[list[int]] = [[] for _ in states]
     for (kind, start, width), rows in groups.items():
-        logits = llama.logits(hidden if len(rows) == len(states) else hidden[rows], start, width)
-        choices = [choice for row in rows if (choice := states[row].choice) is not None]
-        if any(choice.low > 0 or choice.high < width for choice in choices):
-            low, high = logits.new_tensor([[c.low, c.high] for c in choices]).unbind(-1)
-            place = torch.arange(width, device=logits.device)
-            outside = (place < low[:, None]) | (place >= high[:, None])
-            logits = logits.masked_fill(outside, float("-inf"))
-        uniform = torch.stack([uniforms[row, len(states[row].ids)] for row in rows])
-        for row, token in zip(rows, draw(logits, uniform, getattr(sampling, kind)).tolist(), strict=True):
-            result[row] = start + token
+        members = [states[row] for row in rows]
+        own = hidden if len(rows) == len(states) else hidden[rows]
+        if kind == "pose" and depth_head is not None:
+            slots = _choose_poses(depth_head, own, members, uniforms[rows], sampling)
+        else:
+            slots = [[token] for token in _draw(llama.logits(own, start, width), members, uniforms[rows], sampling)]
+        for row, slot in zip(rows, slots, strict=True):
+            result[row] = slot
     return result
 
 
-def _longest(state: GrammarState, max_people: int) -> int:
-    """Most tokens after <scene> that the constraints of a sample allow."""
+def _choose_poses(
+    head: DepthHead, hidden: Tensor, states: list[GrammarState], uniforms: Tensor, sampling: SamplingConfig
+) -> list[list[int]]:
+    """All ids of the next key pose of each sample, one depth after another."""
+    sums, slots = head.start(hidden), [[] for _ in states]
+    for depth in range(head.num_quantizers):
+        tokens = _draw(head.step(sums, depth), states, uniforms, sampling)
+        for slot, token in zip(slots, tokens, strict=True):
+            slot.append(token)
+        if depth + 1 < head.num_quantizers:
+            codes = torch.tensor(tokens, device=hidden.device) - states[0].vocabulary.pose_start
+            sums = head.add(sums, codes % head.codebook_size, depth)
+    return slots
+
+
+def _draw(logits: Tensor, states: list[GrammarState], uniforms: Tensor, sampling: SamplingConfig) -> list[int]:
+    """Draw the next id of samples at the same kind of token, from logits (B', W) of its block, and take it."""
+    choices = [choice for state in states if (choice := state.choice) is not None]
+    width = logits.shape[1]
+    if any(choice.low > 0 or choice.high < width for choice in choices):
+        low, high = logits.new_tensor([[c.low, c.high] for c in choices]).unbind(-1)
+        place = torch.arange(width, device=logits.device)
+        outside = (place < low[:, None]) | (place >= high[:, None])
+        logits = logits.masked_fill(outside, float("-inf"))
+    settings = getattr(sampling, choices[0].kind)
+    if settings.temperature > 0:
+        uniforms = torch.stack([row[len(state.ids)] for row, state in zip(uniforms, states, strict=True)])
+    tokens = []
+    for state, choice, place in zip(states, choices, draw(logits, uniforms, settings).tolist(), strict=True):
+        wanted = state.only()  # within a key pose whose other ids are free
+        tokens.append(choice.start + place if wanted is None else wanted)
+        state.advance(tokens[-1])
+    return tokens
+
+
+def _longest(state: GrammarState, max_people: int, per_pose: int) -> int:
+    """Most places after <scene> that the constraints of a sample allow."""
     codes = state.vocabulary.codes
-    return scene_length(
-        state.num_people or max_people, state.request.num_keys or codes.max_keys, codes.num_quantizers
-    )
+    return scene_length(state.num_people or max_people, state.request.num_keys or codes.max_keys, per_pose)
 
 
 def _check_context(requests: Sequence[Request], longest: list[int], context: int) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from modules.checkpoint import load_frozen, read_export
 from modules.errors import UserError
 from modules.llm.decoding import FREE, GrammarState, Request, SamplingConfig, decode
+from modules.llm.depth import DepthHead, load_depth_head
 from modules.llm.tokenizer import load_tokenizer
 from modules.llm.tokens import CodeShape, SceneGrammar, ScenePlan, add_scene_tokens
 
@@ -26,16 +27,19 @@ class Director:
         grammar: the grammar over its tokenizer.
         stride, fps: of the key poses (dense frames per key, dense frames per second).
         vqvae_sha256: fingerprint of the pose tokenizer whose codes it writes.
+        depth_head: writes all ids of a key pose in one step, where it was trained with one.
     """
 
     def __init__(
-        self, *, network: nn.Module, grammar: SceneGrammar, stride: int, fps: float, vqvae_sha256: str = ""
-    ) -> None:
+        self, *, network: nn.Module, grammar: SceneGrammar, stride: int, fps: float, vqvae_sha256: str = "",
+        depth_head: DepthHead | None = None,
+    ) -> None:  # fmt: skip
         self.network = network
         self.grammar = grammar
         self.stride = stride
         self.fps = fps
         self.vqvae_sha256 = vqvae_sha256
+        self.depth_head = depth_head
 
     @classmethod
     def from_export(cls, directory: str | Path, *, device: str = "cpu") -> Director:
@@ -49,12 +53,18 @@ class Director:
                 f"{directory} has {network.config.vocab_size} rows for {vocabulary.stop} tokens; make the export again"
             )
         grammar = SceneGrammar(tokenizer=tokenizer, vocabulary=vocabulary, max_people=config["max_people"])
+        depth = config.get("depth_head", {"num_layers": 0})
+        width = network.config.hidden_size
+        head = None
+        if depth["num_layers"]:
+            head = load_depth_head(Path(directory), depth, hidden_size=width, codes=vocabulary.codes).to(device)
         return cls(
             network=network.to(device),
             grammar=grammar,
             stride=config["stride"],
             fps=config["fps"],
             vqvae_sha256=config["vqvae"]["sha256"],
+            depth_head=head,
         )
 
     def plan(
@@ -110,6 +120,7 @@ class Director:
                 vocabulary=self.grammar.vocabulary,
                 max_people=self.grammar.max_people,
                 sampling=sampling,
+                depth_head=self.depth_head,
                 on_step=_Watch(prompts[0], self.grammar, on_key) if on_key is not None and count == 1 else None,
             )
             for i, scene in zip(chosen, scenes, strict=True):

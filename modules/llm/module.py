@@ -19,8 +19,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from modules.checkpoint import fingerprint, load_frozen, read_export, save_export
 from modules.errors import UserError
-from modules.llm.config import ArchitectureConfig, LLMConfig
+from modules.llm.config import ArchitectureConfig, DepthHeadConfig, LLMConfig
 from modules.llm.data import Collate, Encode, next_token_targets, place_pose_tokens
+from modules.llm.depth import DepthHead, save_depth_head, slots_of
 from modules.llm.director import Director
 from modules.llm.network import (
     hidden_states,
@@ -92,6 +93,7 @@ class LLMModule(L.LightningModule):
         self.encode = Encode(max_people=self.config.max_people, start_jitter=self.config.start_jitter)
         self.collate = Collate(pack_length=self.config.pack_length)
         self.network: Any = None  # built when the tokenizer is known
+        self.depth_head: DepthHead | None = None
         self._origin: dict[str, Any] = {}  # what the director is made for; plain data, kept in checkpoints
         self._architecture: dict[str, Any] | None = None  # of a checkpoint: the numbers of its network
         # In a list, so that the frozen network is no part of this module's weights.
@@ -149,6 +151,12 @@ class LLMModule(L.LightningModule):
             codes = PAPER_CODES
         vocabulary = SceneVocabulary(self.config.text_vocabulary, codes)
         self.network = random_network(architecture=self.config.architecture, vocabulary=vocabulary, bos=None)
+        self._add_depth_head(codes)
+
+    def _add_depth_head(self, codes: CodeShape) -> None:
+        if self.config.depth_head.num_layers:
+            width = self.network.config.hidden_size
+            self.depth_head = DepthHead(self.config.depth_head, hidden_size=width, codes=codes)
 
     def _build(self, dtype: torch.dtype = torch.float32) -> Any:
         """The network at the start of a run, or that of a checkpoint, whose weights are still to be read."""
@@ -171,7 +179,10 @@ class LLMModule(L.LightningModule):
         if self.config.gradient_checkpointing:
             network.gradient_checkpointing_enable({"use_reentrant": False})
         self.network = network.train()
-        self.collate.bind(grammar=self.grammar, context=network.config.max_position_embeddings)
+        self._add_depth_head(self.grammar.vocabulary.codes)
+        self.collate.bind(
+            grammar=self.grammar, context=network.config.max_position_embeddings, depth_head=self.depth_head is not None
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["origin"] = copy.deepcopy(self._origin)
@@ -199,14 +210,30 @@ class LLMModule(L.LightningModule):
 
     def model_step(self, batch: dict[str, Any]) -> Step:
         """Tokenise the poses, and predict every next token."""
-        input_ids = place_pose_tokens(batch, self._encode_poses(batch), self.grammar)
+        codes = self._encode_poses(batch)
+        input_ids = place_pose_tokens(batch, codes, self.grammar)
         places, targets = next_token_targets(input_ids, batch["sample_ids"], self.grammar, self.config.loss_on)
-        counts = self._over_ranks(len(targets))
-        states = hidden_states(self.network, input_ids, batch["position_ids"], batch["sample_ids"])
-        num_parts = max(-(-max(counts) // self.config.head_chunk), 1)
-        losses, hits = next_token_losses(self.network.lm_head, states.flatten(0, 1)[places], targets, num_parts)
-        share = len(targets) * len(counts) / max(sum(counts), 1)
-        return Step(losses, hits, self.kinds.to(targets.device)[targets], share)
+        kinds = self.kinds.to(targets.device)
+        if self.depth_head is None:
+            counts = self._over_ranks(len(targets))
+            states = hidden_states(self.network, input_ids, batch["position_ids"], batch["sample_ids"])
+            losses, hits = self._next_tokens(states.flatten(0, 1)[places], targets, max(counts))
+            return Step(losses, hits, kinds[targets], _share(len(targets), counts))
+        slots = slots_of(input_ids, batch["pose_index"], codes, self.grammar.vocabulary)  # (B, L, Q)
+        states = hidden_states(self.network, slots, batch["position_ids"], batch["sample_ids"]).flatten(0, 1)
+        posed = targets >= self.grammar.vocabulary.pose_start
+        following = slots.flatten(0, 1)[places[posed] + 1]  # (N, Q) ids
+        counts = self._over_ranks(len(targets) + int(posed.sum()) * (following.shape[1] - 1))
+        losses, hits = self._next_tokens(states[places[~posed]], targets[~posed], max(counts))
+        deep, deep_hits = self.depth_head.losses(states[places[posed]], self.grammar.vocabulary.codes_of(following))
+        losses, hits = torch.cat([losses, deep.flatten()]), torch.cat([hits, deep_hits.flatten()])
+        kinds = torch.cat([kinds[targets[~posed]], kinds[following.flatten()]])
+        return Step(losses, hits, kinds, _share(len(losses), counts))
+
+    def _next_tokens(self, states: Tensor, targets: Tensor, most: int) -> tuple[Tensor, Tensor]:
+        """Losses and hits of states (N, D); `most`: the largest N of all ranks, which call the head equally often."""
+        num_parts = max(-(-most // self.config.head_chunk), 1)
+        return next_token_losses(self.network.lm_head, states, targets, num_parts)
 
     def _over_ranks(self, number: int) -> list[int]:
         if self._trainer is None or self._trainer.world_size == 1:
@@ -233,7 +260,7 @@ class LLMModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return build_optimizer(
-            self.network.named_parameters(), self.config.optim, self.max_steps, lambda name: ".layers." in name
+            self.named_parameters(), self.config.optim, self.max_steps, lambda name: ".layers." in name
         )
 
     def director(self) -> Director:
@@ -244,6 +271,7 @@ class LLMModule(L.LightningModule):
             stride=self._origin["stride"],
             fps=self._origin["fps"],
             vqvae_sha256=self._origin["vqvae"]["sha256"],
+            depth_head=self.depth_head,
         )
 
     @torch.no_grad()
@@ -270,6 +298,8 @@ class LLMModule(L.LightningModule):
             disable_progress_bar()  # one shard is no progress to watch
             self.network.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
+            if self.depth_head is not None:
+                save_depth_head(self.depth_head, folder)
 
         config = {
             "codes": self._origin["codes"],
@@ -277,8 +307,13 @@ class LLMModule(L.LightningModule):
             "fps": self._origin["fps"],
             "vqvae": self._origin["vqvae"],
             "max_people": self.config.max_people,
+            "depth_head": dataclasses.asdict(self.config.depth_head),
         }
         save_export(directory, stage="llm", config=config, state=None, info=info, extra=write)
+
+
+def _share(count: int, counts: list[int]) -> float:
+    return count * len(counts) / max(sum(counts), 1)
 
 
 def _stack(images: list[np.ndarray]) -> np.ndarray:
@@ -289,6 +324,5 @@ def _stack(images: list[np.ndarray]) -> np.ndarray:
 
 def _from_plain(values: dict[str, Any]) -> LLMConfig:
     values = copy.deepcopy(values)
-    architecture = ArchitectureConfig(**values.pop("architecture", {}))
-    optim = OptimConfig(**values.pop("optim", {}))
-    return LLMConfig(architecture=architecture, optim=optim, **values)
+    parts: dict[str, Any] = {"architecture": ArchitectureConfig, "depth_head": DepthHeadConfig, "optim": OptimConfig}
+    return LLMConfig(**{name: build(**values.pop(name, {})) for name, build in parts.items()}, **values)

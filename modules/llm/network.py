@@ -20,6 +20,7 @@ from modules.checkpoint import read_export
 from modules.errors import UserError
 from modules.llm.attention import PACKED, make_packing
 from modules.llm.config import ArchitectureConfig
+from modules.llm.depth import embed_slots
 from modules.llm.tokens import SceneVocabulary
 from modules.sharding import gathered
 
@@ -117,10 +118,16 @@ def _waves(count: int) -> Tensor:
 
 
 def hidden_states(network: Any, input_ids: Tensor, position_ids: Tensor, sample_ids: Tensor) -> Tensor:
-    """Last hidden states (B, L, D) of packed rows (B, L); tokens of one sample see only that sample."""
-    return network.model(
-        input_ids=input_ids, position_ids=position_ids, packing=make_packing(sample_ids, position_ids)
-    ).last_hidden_state
+    """Last hidden states (B, L, D) of packed rows (B, L); tokens of one sample see only that sample.
+
+    `input_ids` may also be places (B, L, Q) with the ids of a key pose each, for a depth head.
+    """
+    if input_ids.ndim == 3:
+        tokens = {"inputs_embeds": embed_slots(network.get_input_embeddings(), input_ids)}
+    else:
+        tokens = {"input_ids": input_ids}
+    packing = make_packing(sample_ids, position_ids)
+    return network.model(**tokens, position_ids=position_ids, packing=packing).last_hidden_state
 
 
 def next_token_losses(head: nn.Module, states: Tensor, targets: Tensor, num_parts: int) -> tuple[Tensor, Tensor]:

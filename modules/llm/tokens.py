@@ -102,6 +102,10 @@ class SceneVocabulary:
         depths = np.arange(self.codes.num_quantizers) * self.codes.codebook_size + self.pose_start
         return codes + (depths if isinstance(codes, np.ndarray) else codes.new_tensor(depths))
 
+    def codes_of(self, ids: Any) -> Any:
+        """Inverse of `pose_ids`."""
+        return (ids - self.pose_start) % self.codes.codebook_size
+
     @cached_property
     def kind_table(self) -> np.ndarray:
         """(stop,) int64: the kind of every id; all ids below `first` are text."""
@@ -229,24 +233,29 @@ class SceneGrammar:
         """
         vocabulary, shape = self.vocabulary, self.vocabulary.codes
         boxes, codes = np.asarray(boxes, np.int64), np.asarray(codes, np.int64)
-        check_boxes(boxes)
         if codes.ndim != 3 or codes.shape[2] != shape.num_quantizers or len(codes) != len(boxes):
             raise UserError(
                 f"codes have the shape {codes.shape}; wanted ({len(boxes)} people, keys, {shape.num_quantizers})"
             )
-        people, num_keys = codes.shape[:2]
+        if codes.min(initial=0) < 0 or codes.max(initial=0) >= shape.codebook_size:
+            raise UserError(f"codes go from {codes.min()} to {codes.max()}; allowed are 0 to {shape.codebook_size - 1}")
+        ids = self.head_ids(boxes, codes.shape[1])
+        ids += vocabulary.pose_ids(codes).transpose(1, 0, 2).reshape(-1).tolist()  # (P, K, Q) -> (K, P, Q) -> (L,)
+        ids.append(vocabulary.end)
+        return ids
+
+    def head_ids(self, boxes: np.ndarray, num_keys: int) -> list[int]:
+        """What stands between <scene> and the key poses; errors as `scene_ids`."""
+        vocabulary, shape, people = self.vocabulary, self.vocabulary.codes, len(boxes)
+        check_boxes(boxes)
         if not 1 <= people <= self.max_people:
             raise UserError(f"the scene has {people} people; allowed are 1 to {self.max_people}")
         if not 1 <= num_keys <= shape.max_keys:
             raise UserError(f"the scene has {num_keys} key poses; allowed are 1 to {shape.max_keys}")
-        if codes.min() < 0 or codes.max() >= shape.codebook_size:
-            raise UserError(f"codes go from {codes.min()} to {codes.max()}; allowed are 0 to {shape.codebook_size - 1}")
         ids = [vocabulary.keys(num_keys)]
         for box in boxes.tolist():
             ids += [vocabulary.person, *(vocabulary.box_start + edge for edge in box)]
         ids.append(vocabulary.motion)
-        ids += vocabulary.pose_ids(codes).transpose(1, 0, 2).reshape(-1).tolist()  # (P, K, Q) -> (K, P, Q) -> (L,)
-        ids.append(vocabulary.end)
         return ids
 
     def encode_scene(self, prompt: str, boxes: np.ndarray, codes: np.ndarray) -> list[int]:
