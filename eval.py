@@ -6,10 +6,11 @@
 
   split=test       which shards of data.path
   export=          the export; empty: runs/<stage>/<name>/export
-  evaluator=       export that judges plans; empty: runs/evaluator/<name>/export
+  evaluator=       export that judges plans; empty: runs/evaluator/<name>/export; none (llm): plans are not judged
   chain=           config with the sampling settings of director, interpolator and renderer (configs/chain/demo.yaml)
-  pictures=0       how many clips' true and found poses are drawn beside the report (vqvae, interp)
+  pictures=0       how many clips' true and found poses are drawn beside the report (vqvae, interp, llm)
   samples=1 details=false   interp: samples a person, and tables of cost, text, spectrum, long motion, bad keys
+  details=true paraphrases=FILE   llm: tables of the loss beside bigrams, of text, of the grammar
   clips= videos=64 how many clips of the split (all), how many of them are rendered
   out=             folder of the report; empty: eval/ beside the export
   reuse=false      keep a report of the same export, data and settings
@@ -100,7 +101,8 @@ def make_job(paths: list[str], items: list[str]) -> Job:
             exports["vqvae"] = known.vqvae = tokenizer
     else:
         exports = {}
-    also = {"chain": CHAIN_STAGES, "llm": ("vqvae", "evaluator")}.get(stage, ())
+    judged = ("vqvae", "evaluator") if options.evaluator != "none" else ("vqvae",)
+    also = {"chain": CHAIN_STAGES, "llm": judged}.get(stage, ())
     exports |= {other: getattr(known, other) for other in also}
     home = Path(exports[stage]).parent if stage != "chain" else Path(run_dir) / "chain" / name
     options.out = options.out or str(home / "eval")
@@ -128,7 +130,8 @@ def describe(job: Job) -> dict[str, str]:
     split = job.data.train_split if held_aside else job.options.split
     data = data_fingerprint([(job.data.path, split)])
     settings = {"chain": asdict(job.chain.pipeline), "data": asdict(job.data), "seed": job.seed}
-    settings |= {name: getattr(job.options, name) for name in ("clips", "videos", "samples", "details", "pictures")}
+    also = ("clips", "videos", "samples", "details", "pictures", "paraphrases")
+    settings |= {name: getattr(job.options, name) for name in also}
     return {
         **{stage: f"{path} sha256:{fingerprint(path)[:16]}" for stage, path in job.exports.items()},
         "data": f"{job.data.path} sha256:{_digest(data)}",
@@ -157,10 +160,21 @@ def score_vqvae(job: Job) -> tuple[int, list[Table]]:
 
 def score_llm(job: Job) -> tuple[int, list[Table]]:
     from modules.evaluation.llm import evaluate
+    from modules.evaluation.llm_details import details, read_paraphrases
+    from modules.evaluation.pictures import write_comparisons, written
 
+    options, pipeline = job.options, job.pipeline()
     train, clips = job.clips(job.data.train_split), job.held_out()
-    with Progress(len(clips), "plans") as progress:
-        return len(clips), evaluate(job.pipeline(), train, clips, seed=job.seed, progress=progress)
+    words = read_paraphrases(options.paraphrases)
+    tables = []
+    if "evaluator" in job.exports:
+        with Progress(len(clips), "plans") as progress:
+            tables = evaluate(pipeline, train, clips, seed=job.seed, progress=progress)
+    if options.details:
+        sampling: Any = {"sampling": pipeline.token_sampling, "seed": job.seed, "paraphrases": words}
+        tables += details(pipeline.director, pipeline.tokenizer, train, clips, **sampling)
+    write_comparisons(Path(options.out) / "pictures", written(pipeline, clips, options.pictures, job.seed))
+    return len(clips), tables
 
 
 def score_interp(job: Job) -> tuple[int, list[Table]]:

@@ -14,19 +14,22 @@ class EvalOptions:
 
     split: str = "test"
     export: str = ""  # folder; empty: runs/<stage>/<name>/export
-    evaluator: str = ""  # export of the evaluator that judges plans; empty: runs/evaluator/<name>/export
+    evaluator: str = ""  # export that judges plans; empty: runs/evaluator/<name>/export; none: not judged (llm)
     chain: str = "configs/chain/demo.yaml"  # sampling settings of the director, the interpolator and the renderer
     clips: int | None = None  # of the split; None: all
     videos: int = 64  # clips or scenes that are rendered
-    pictures: int = 0  # clips of which vqvae and interp draw true and found poses, in pictures/ beside the report
+    pictures: int = 0  # clips of which vqvae, interp, llm draw true and found poses, in pictures/ beside the report
     samples: int = 1  # drawn by interp for every person; of more than one, the mean is scored as well
-    details: bool = False  # interp: tables of cost, text, spectrum, long motion, bad keys
+    details: bool = False  # interp: tables of cost, text, spectrum, long motion, bad keys; llm: loss, text, grammar
+    paraphrases: str = ""  # llm, details: JSON file of {caption: the same in other words}
     out: str = ""  # folder of the report; empty: eval/ beside the export
     reuse: bool = False  # keep a report of the same export, data and settings
 
     def __post_init__(self) -> None:
         if self.clips is not None and self.clips < 1:
             raise UserError(f"clips is {self.clips}; it must be at least 1, or left out for all")
+        if self.evaluator == "none" and not self.details:
+            raise UserError("evaluator=none leaves nothing to score; add details=true")
         if self.pictures < 0:
             raise UserError(f"pictures is {self.pictures}; it must be 0 or more")
         if self.samples < 1:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from modules.files import atomic_write
+from modules.llm.scenes import scene_from_plan
+from modules.pipeline import Pipeline
 from modules.pose.draw import pose_strip, poses_video, side_by_side
-from modules.pose.scene import Person, Scene
+from modules.pose.scene import Clip, Person, Scene
 from modules.pose.video import write_video
 
 _SIZE = (192, 192)  # px, height and width of a pose
@@ -37,6 +40,24 @@ def write_comparisons(folder: Path, comparisons: Sequence[tuple[str, dict[str, S
         step = true.times[1] - true.times[0] if true.num_frames > 1 else 1 / true.fps
         frames = side_by_side([poses_video(scene, _SIZE) for scene in shown.values()])
         write_video(folder / f"{name}.mp4", _even(frames), round(1 / step))
+
+
+def written(pipeline: Pipeline, clips: Sequence[Clip], count: int, seed: int) -> list[tuple[str, dict[str, Scene]]]:
+    """What the director writes for captions of some clips, all different, below the true key poses."""
+    if count == 0:
+        return []
+    chosen = list({clip.caption: clip for clip in clips}.values())
+    chosen = chosen[:: max(len(chosen) // count, 1)][:count]
+    director = pipeline.director
+    found = []
+    seeds = [seed + i for i in range(len(chosen))]
+    plans = director.plan([clip.caption for clip in chosen], seeds=seeds, sampling=pipeline.token_sampling)
+    for clip, plan in zip(chosen, plans, strict=True):
+        width, height = clip.scene.width, clip.scene.height
+        canvas: dict[str, Any] = {"width": width, "height": height, "fps": director.fps, "stride": director.stride}
+        scene = scene_from_plan(plan, pipeline.tokenizer, **canvas)
+        found.append((clip.key.replace("/", "_"), {clip.caption: clip.scene.keys(director.stride), "director": scene}))
+    return found
 
 
 def _line(text: str, width: int) -> np.ndarray:
