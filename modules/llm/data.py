@@ -16,11 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modules.errors import UserError
 from modules.llm.tokens import SceneGrammar, scene_length
 from modules.pose.boxes import box_to_tokens, normalise
 from modules.pose.scene import Clip
 
 log = logging.getLogger(__name__)
+
+SHORTEST_ROOM = 16  # tokens for a prompt, beside the longest scene
 
 
 class Encode:
@@ -80,14 +83,26 @@ class Collate:
     def __init__(self, *, pack_length: int) -> None:
         self.pack_length = pack_length
         self.grammar: Any = None
-        self.context = 0  # tokens
+        self.room = 0  # tokens of the longest prompt
         self.per_pose = 0  # places of a key pose
         self.truncated = 0  # prompts that did not fit the context so far
 
     def bind(self, *, grammar: SceneGrammar, context: int, depth_head: bool = False) -> None:
-        """Take over the vocabulary and the context, which are known once there is a tokenizer."""
-        self.grammar, self.context = grammar, context
-        self.per_pose = 1 if depth_head else grammar.vocabulary.codes.num_quantizers
+        """Take over the vocabulary and the context, which are known once there is a tokenizer.
+
+        Raises:
+            UserError: the context has no room for a prompt and the longest scene.
+        """
+        self.grammar = grammar
+        codes = grammar.vocabulary.codes
+        self.per_pose = 1 if depth_head else codes.num_quantizers
+        longest = scene_length(grammar.max_people, codes.max_keys, self.per_pose)
+        self.room = context - longest
+        if self.room < SHORTEST_ROOM:
+            raise UserError(
+                f"the context of the network is {context} tokens, and the longest scene takes {longest} of "
+                f"{grammar.max_people} people; lower model.max_people, or take a Llama with a longer context"
+            )
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         assert self.grammar is not None, "bind() comes first"
@@ -130,15 +145,13 @@ class Collate:
 
     def _prompts(self, captions: list[str]) -> list[list[int]]:
         """Ids of the prompts; one too long for the context loses its end, which is counted and logged."""
-        codes = self.grammar.vocabulary.codes
-        room = self.context - scene_length(self.grammar.max_people, codes.max_keys, self.per_pose)
         prompts = self.grammar.encode_prompts(captions)
         for i, prompt in enumerate(prompts):
-            if len(prompt) > room:
-                prompts[i] = [*prompt[: room - 1], prompt[-1]]
+            if len(prompt) > self.room:
+                prompts[i] = [*prompt[: self.room - 1], prompt[-1]]
                 self.truncated += 1
                 if self.truncated & (self.truncated - 1) == 0:  # the 1st, 2nd, 4th, 8th ...
-                    log.warning("%d captions were cut to the context of %d tokens", self.truncated, self.context)
+                    log.warning("%d captions were cut to the %d tokens that fit the context", self.truncated, self.room)
         return prompts
 
 

@@ -48,9 +48,10 @@ class Director:
         tokenizer = load_tokenizer(str(directory))
         vocabulary = add_scene_tokens(tokenizer, CodeShape(**config["codes"]))
         network: Any = load_frozen(directory, "llm")
-        if network.get_output_embeddings().weight.shape[0] < vocabulary.stop:
+        if network.config.vocab_size != vocabulary.stop:
             raise UserError(
-                f"{directory} has {network.config.vocab_size} rows for {vocabulary.stop} tokens; make the export again"
+                f"{directory} has {network.config.vocab_size} rows for {vocabulary.stop} tokens: weights and tokenizer "
+                "are not of one training; make the export again"
             )
         grammar = SceneGrammar(tokenizer=tokenizer, vocabulary=vocabulary, max_people=config["max_people"])
         depth = config.get("depth_head", {"num_layers": 0})

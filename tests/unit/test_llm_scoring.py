@@ -58,11 +58,11 @@ def test_first_choices_are_those_of_transformers(vqvae: Path) -> None:  # noqa: 
     module = make_module(make_config(vqvae))
     plain = LlamaForCausalLM(module.network.config).eval()
     plain.load_state_dict(module.network.state_dict())
-    plain.set_attn_implementation("eager")
     director = module.director()
     (example,) = examples(director, load_frozen(vqvae, "vqvae"), make_clips()[1:2])
     (prompt,) = director.grammar.encode_prompts([example.caption])
     (score,) = score_scenes(director, [prompt], [example.scene])
+    plain.set_attn_implementation("eager")  # the two share their configuration
     logits = plain(torch.tensor([prompt + example.scene])).logits[0, len(prompt) - 1 : -1]
     assert score.firsts.tolist() == logits.argmax(-1).tolist()
 
