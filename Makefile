@@ -62,7 +62,7 @@ PROMPT_KEY = $(if $(PROMPT),prompt="$$PROMPT")
 DEMO_DATA := $(if $(filter-out file,$(origin DATA)),data=$(DATA))
 
 .PHONY: help setup demo app test test-app test-slurm test-zero lint sample-data convert smollm2 train $(STAGES:%=train-%) eval status cancel generate \
-	tensorboard bench bench-app bench-data clean
+	tensorboard bench bench-app bench-data bench-llm clean
 
 help: ## this list
 	@echo "Variables: SIZE=$(SIZE) NAME=$(NAME) DATA=$(DATA) SPLIT=$(SPLIT) CLUSTER=$(CLUSTER) EXPORT= PROMPT= ARGS="
@@ -154,6 +154,10 @@ tensorboard: $(READY) ## curves and pictures of all runs
 
 bench: $(READY) ## seconds per step, throughput and memory of each stage at SIZE
 	@$(PY) scripts/bench.py size=$(SIZE) data=$(DATA) $(ARGS)
+
+bench-llm: $(READY) ## director: scenes written per second beside transformers' generate, and what packing is worth
+	@$(PY) scripts/bench_decoding.py export=runs/llm/$(NAME)/export $(ARGS)
+	@$(PY) scripts/bench_packing.py configs/llm/$(SIZE).yaml data.path=$(DATA) model.vqvae=runs/vqvae/$(NAME)/export
 
 bench-app: $(READY) $(BROWSER) ## seconds from a prompt to the first key pose, to motion, to video on the page
 	@$(PY) scripts/bench_app.py configs/app/$(SIZE).yaml name=$(NAME) $(ARGS)

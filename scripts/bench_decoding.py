@@ -1,12 +1,13 @@
-"""Speed of writing scenes: python scripts/bench_decoding.py [export=runs/llm/demo/export] [batches=[1,16]] [keys=20]
+"""Speed of writing scenes: python scripts/bench_decoding.py [export=runs/llm/demo/export] [depth=EXPORT]
 
 Ours against `model.generate` of transformers with the same grammar as `prefix_allowed_tokens_fn`: the same model and
 prompts, in one run, the likeliest token at each step. The ids must be the same. Beside them, the time of the matrix
 products alone: every weight times a vector of each sample, as often as ours has steps, and nothing else.
 
-  export=     a trained director; its captions come from `prompts=`
-  prompts=    a text file, a prompt a line; empty: short sentences about one to three people
-  keys=20     key poses of each scene      repeats=3   the fastest of so many counts
+  export=           a trained director, which writes token by token
+  depth=            a director with a depth head: it writes as many people and key poses in the same run
+  prompts=          a text file, a prompt a line; empty: short sentences about one to three people
+  batches=[1,16]    scenes at a time    keys=20   key poses of each    repeats=3   the fastest of so many counts
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ GREEDY = SamplingConfig(*[Sampling(temperature=0)] * 5)
 @dataclass
 class BenchConfig:
     export: str = "runs/llm/demo/export"
+    depth: str = ""
     prompts: str = ""
     batches: list[int] = field(default_factory=lambda: [1, 16])
     keys: int = 20
@@ -112,47 +114,56 @@ def fastest(call: Callable[[], Any], repeats: int) -> tuple[float, Any]:
     return min(times), found
 
 
-def bench(director: Director, prompts: list[str], batch: int, cfg: BenchConfig) -> str:
+def write(director: Director, requests: list[Request], on_step: Callable | None = None) -> list[list[int]]:
+    """The ids after <scene> that we write."""
+    grammar = director.grammar
+    return decode(
+        director.network, requests, vocabulary=grammar.vocabulary, max_people=grammar.max_people, sampling=GREEDY,
+        depth_head=director.depth_head, on_step=on_step,
+    )  # fmt: skip
+
+
+def bench(director: Director, depth: Director | None, prompts: list[str], batch: int, cfg: BenchConfig) -> str:
     """One row of the table.
 
     Raises:
         UserError: ours and transformers' ids differ.
     """
-    grammar = director.grammar
     chosen = [prompts[i % len(prompts)] for i in range(batch)]
-    requests = [Request(ids, num_keys=cfg.keys) for ids in grammar.encode_prompts(chosen)]
-
+    requests = [Request(ids, num_keys=cfg.keys) for ids in director.grammar.encode_prompts(chosen)]
     steps = 0
 
     def count(_: object) -> None:
         nonlocal steps
         steps += 1
 
-    def ours(on_step: Callable | None = None) -> list[list[int]]:
-        return decode(
-            director.network, requests, vocabulary=grammar.vocabulary, max_people=grammar.max_people,
-            sampling=GREEDY, on_step=on_step,
-        )  # fmt: skip
-
-    ours(count)
+    scenes = write(director, requests, count)
+    others: list[Request] = []
+    if depth is not None:  # as many people
+        people = [scene.count(director.grammar.vocabulary.person) for scene in scenes]
+        others = [Request(ids, num_keys=cfg.keys) for ids in depth.grammar.encode_prompts(chosen)]
+        for request, number in zip(others, people, strict=True):
+            request.num_people = number
     longest = max(len(request.prompt_ids) for request in requests)
-    # In turns, so that other programs on the machine slow down all three alike.
-    times: list[list[float]] = [[], [], []]
+    # In turns, so that other programs on the machine slow down all alike.
+    times: list[list[float]] = [[], [], [], []]
     mine: list[list[int]] = []
     theirs: list[list[int]] = []
     for _ in range(cfg.repeats):
-        seconds, mine = fastest(ours, 1)
+        seconds, mine = fastest(lambda: write(director, requests), 1)
         times[0].append(seconds)
         seconds, theirs = fastest(lambda: generated(director, requests), 1)
         times[1].append(seconds)
         times[2].append(fastest(lambda: products(director, batch, longest, steps), 1)[0])
+        if depth is not None:
+            times[3].append(fastest(lambda: write(depth, others), 1)[0])
     if mine != theirs:
         raise UserError(f"batch {batch}: ours and transformers' ids differ")
     tokens = sum(map(len, mine))
-    own, other, matrices = (min(values) for values in times)
+    own, other, matrices, deep = (min(values, default=float("nan")) for values in times)
     return (
         f"{batch:>5}{tokens:>8}{steps:>7}{own:>9.3f}{other:>14.3f}{matrices:>10.3f}{other / own:>11.2f}"
-        f"{own / matrices:>17.2f}{tokens / own:>10.0f}"
+        f"{own / matrices:>17.2f}{tokens / own:>10.0f}{deep:>15.3f}{own / deep:>12.2f}"
     )
 
 
@@ -163,9 +174,15 @@ def main(arguments: list[str]) -> None:
     prompts = Path(cfg.prompts).read_text().splitlines() if cfg.prompts else PROMPTS
     network: Any = director.network
     print(f"{cfg.export}: {network.num_parameters() / 1e6:.1f} M parameters, {torch.get_num_threads()} threads")
-    print("batch  tokens  steps  ours, s  generate, s  products  generate/ours  ours/products  tokens/s")
+    depth = Director.from_export(cfg.depth) if cfg.depth else None
+    if director.depth_head is not None or depth is not None and depth.depth_head is None:
+        raise UserError("export= is to have no depth head, and depth= is to have one")
+    names = ["batch", "tokens", "steps", "ours, s", "generate, s", "products", "gen./ours", "ours/products", "tokens/s"]
+    widths = [5, 8, 7, 9, 14, 10, 11, 17, 10, 15, 12]
+    names += ["depth head, s", "ours/depth"]
+    print("".join(name.rjust(width) for name, width in zip(names, widths, strict=True)))
     for batch in cfg.batches:
-        print(bench(director, prompts, batch, cfg), flush=True)
+        print(bench(director, depth, prompts, batch, cfg), flush=True)
 
 
 if __name__ == "__main__":

@@ -39,24 +39,24 @@ class DepthHead(nn.Module):
         width = config.width
         self.norm_in = nn.RMSNorm(hidden_size)
         self.project = nn.Linear(hidden_size, width, bias=False)
-        self.depths = nn.Embedding(codes.num_quantizers, width)
+        # Of this module itself, not of a part of it: under ZeRO-3 weights are there while their own module runs.
+        self.depths = nn.Parameter(torch.empty(codes.num_quantizers, width))
+        self.head = nn.Parameter(torch.empty(codes.num_quantizers, codes.codebook_size, width))
         self.codes = nn.Embedding(max(codes.num_quantizers - 1, 1) * codes.codebook_size, width)
         self.layers = nn.ModuleList(Block(width) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(width)
-        self.head = nn.Linear(width, codes.num_quantizers * codes.codebook_size, bias=False)
-        for table in (self.depths, self.codes):
-            nn.init.normal_(table.weight, std=0.5)
-        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.normal_(self.depths, std=0.5)
+        nn.init.normal_(self.codes.weight, std=0.5)
+        nn.init.normal_(self.head, std=0.02)
 
     def forward(self, states: Tensor, codes: Tensor) -> Tensor:
         """Logits (N, Q, V) of true codes (N, Q), each depth given those before it; states are (N, D)."""
         offsets = torch.arange(self.num_quantizers - 1, device=codes.device) * self.codebook_size
         before = self.codes(codes[:, :-1] + offsets).cumsum(1)  # (N, Q - 1, W)
-        hidden = self.project(self.norm_in(states))[:, None] + F.pad(before, (0, 0, 1, 0)) + self.depths.weight
+        hidden = self.project(self.norm_in(states))[:, None] + F.pad(before, (0, 0, 1, 0)) + self.depths
         for layer in self.layers:
             hidden = layer(hidden)
-        heads = self.head.weight.view(self.num_quantizers, self.codebook_size, -1)  # (Q, V, W)
-        return torch.einsum("nqw,qvw->nqv", self.norm(hidden), heads)
+        return torch.einsum("nqw,qvw->nqv", self.norm(hidden), self.head)
 
     def start(self, states: Tensor) -> Tensor:
         """What the first depth is drawn from (N, W)."""
@@ -64,11 +64,10 @@ class DepthHead(nn.Module):
 
     def step(self, sums: Tensor, depth: int) -> Tensor:
         """Logits (N, V) float32 of one depth."""
-        hidden = sums + self.depths.weight[depth]
+        hidden = sums + self.depths[depth]
         for layer in self.layers:
             hidden = layer(hidden)
-        rows = slice(depth * self.codebook_size, (depth + 1) * self.codebook_size)
-        return F.linear(self.norm(hidden), self.head.weight[rows]).float()
+        return F.linear(self.norm(hidden), self.head[depth]).float()
 
     def add(self, sums: Tensor, codes: Tensor, depth: int) -> Tensor:
         """What the depth after `depth` is drawn from, now that its codes (N,) are known."""

@@ -118,7 +118,7 @@ def test_it_learns_and_resumes_bitwise(vqvae: Path, tmp_path: Path) -> None:  # 
 def exported(vqvae: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LLMModule, Path]:  # noqa: F811
     module = make_module(config_with_head(vqvae))
     assert module.depth_head is not None
-    torch.nn.init.normal_(module.depth_head.head.weight, std=0.5)
+    torch.nn.init.normal_(module.depth_head.head, std=0.5)
     path = tmp_path_factory.mktemp("llm") / "export"
     module.export(path, {"step": 3})
     return module, path
