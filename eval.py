@@ -12,10 +12,14 @@
   samples=1 details=false   interp: samples a person, and tables of cost, text, spectrum, long motion, bad keys
   details=true paraphrases=FILE   llm: tables of the loss beside bigrams, of text, of the grammar
   clips= videos=64 how many clips of the split (all), how many of them are rendered
+  claim=0          chain: captions rendered with and without the director, and a page of blind pairs to vote on
+  fvd= clip=       chain: weights for FVD (TorchScript) and CLIPScore (folder of transformers)
+  rivals=[]        chain: exports of stage rivals, rows of the same tables;  repeats=8: captions of Multimodality
+  ranks=1          processes that score together (chain, llm, evaluator); the figures are the same. torchrun works, too
   out=             folder of the report; empty: eval/ beside the export
   reuse=false      keep a report of the same export, data and settings
 
-Writes <split>.json and <split>.md, and prints the tables.
+Writes <split>.json, <split>.md and the page <split>.html, logs to TensorBoard, and prints the tables.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs.chain_schema import ChainConfig
 from configs.cli import run_script, split_arguments
@@ -39,10 +43,16 @@ from datamodules.folds import Folds
 from datamodules.webdataset import iter_clips
 from modules.checkpoint import fingerprint, load_frozen, read_export
 from modules.errors import UserError
+from modules.evaluation.page import write_page
+from modules.evaluation.ranks import Ranks, joined
+from modules.evaluation.tensorboard import log_report
 from modules.pipeline import DENSE_STAGES, PLAN_STAGES, RENDER_STAGES, Pipeline
 from modules.pose.scene import Clip
 from modules.progress import Progress
 from modules.reports import Report, Table, read_report, write_report
+
+if TYPE_CHECKING:
+    from modules.evaluation.shown import Shown
 
 CHAIN_STAGES = (*PLAN_STAGES, *DENSE_STAGES, *RENDER_STAGES, "evaluator")
 
@@ -70,7 +80,8 @@ class Job:
         return self.clips(self.options.split, *columns, limit=self.options.clips)
 
     def pipeline(self) -> Pipeline:
-        return Pipeline.from_exports(self.chain.pipeline, stages=list(self.exports))
+        stages = [stage for stage in self.exports if not stage.startswith("rival ")]
+        return Pipeline.from_exports(self.chain.pipeline, stages=stages)
 
 
 def make_job(paths: list[str], items: list[str]) -> Job:
@@ -101,6 +112,7 @@ def make_job(paths: list[str], items: list[str]) -> Job:
             exports["vqvae"] = known.vqvae = tokenizer
     else:
         exports = {}
+    exports |= {f"rival {number}": path for number, path in enumerate(options.rivals)} if stage == "chain" else {}
     judged = ("vqvae", "evaluator") if options.evaluator != "none" else ("vqvae",)
     also = {"chain": CHAIN_STAGES, "llm": judged}.get(stage, ())
     exports |= {other: getattr(known, other) for other in also}
@@ -112,16 +124,26 @@ def make_job(paths: list[str], items: list[str]) -> Job:
 def evaluate(job: Job) -> Report:
     """Score, write the report and give it back; with `reuse`, a report of the same inputs is kept."""
     for stage, path in job.exports.items():
-        read_export(path, stage)
+        read_export(path, "rivals" if stage.startswith("rival ") else stage)
     inputs = describe(job)
     path = Path(job.options.out) / f"{job.options.split}.json"
     if job.options.reuse and path.is_file() and (report := read_report(path)).inputs == inputs:
         return report
-    started = time.perf_counter()
-    clips, tables = SCORERS[job.stage](job)
+    started, ranks = time.perf_counter(), Ranks.current()
+    clips, tables, *shown = SCORERS[job.stage](job)
     report = Report(job.stage, job.options.split, inputs, clips, tables, time.perf_counter() - started)
-    write_report(job.options.out, report)
+    if ranks.first:
+        write_report(job.options.out, report)
+        log_report(job.options.out, report)
+        if job.options.page:
+            write_page(job.options.out, report, shown[0] if shown else (), histories(job))
     return report
+
+
+def histories(job: Job) -> dict[str, Path]:
+    """Stage -> the validation scores of the run that made its export, where there are some."""
+    found = {stage: Path(path).parent / "history.jsonl" for stage, path in job.exports.items()}
+    return {stage: path for stage, path in found.items() if path.is_file()}
 
 
 def describe(job: Job) -> dict[str, str]:
@@ -130,8 +152,8 @@ def describe(job: Job) -> dict[str, str]:
     split = job.data.train_split if held_aside else job.options.split
     data = data_fingerprint([(job.data.path, split)])
     settings = {"chain": asdict(job.chain.pipeline), "data": asdict(job.data), "seed": job.seed}
-    also = ("clips", "videos", "samples", "details", "pictures", "paraphrases")
-    settings |= {name: getattr(job.options, name) for name in also}
+    names = ("clips", "videos", "samples", "details", "pictures", "paraphrases", "repeats", "claim", "fvd", "clip")
+    settings |= {name: getattr(job.options, name) for name in names}
     return {
         **{stage: f"{path} sha256:{fingerprint(path)[:16]}" for stage, path in job.exports.items()},
         "data": f"{job.data.path} sha256:{_digest(data)}",
@@ -168,7 +190,7 @@ def score_llm(job: Job) -> tuple[int, list[Table]]:
     words = read_paraphrases(options.paraphrases)
     tables = []
     if "evaluator" in job.exports:
-        with Progress(len(clips), "plans") as progress:
+        with Progress(Ranks.current().share(len(clips)), "plans") as progress:
             tables = evaluate(pipeline, train, clips, seed=job.seed, progress=progress)
     if options.details:
         sampling: Any = {"sampling": pipeline.token_sampling, "seed": job.seed, "paraphrases": words}
@@ -217,21 +239,47 @@ def score_controlnet(job: Job) -> tuple[int, list[Table]]:
 def score_evaluator(job: Job) -> tuple[int, list[Table]]:
     from modules.evaluation.evaluator import evaluate
 
-    clips = job.held_out()
-    return len(clips), evaluate(job.pipeline().evaluator, clips, stride=job.data.stride)
-
-
-def score_chain(job: Job) -> tuple[int, list[Table]]:
-    from modules.evaluation.chain import evaluate
-
     train, clips = job.clips(job.data.train_split), job.held_out()
-    videos = min(job.options.videos, len(clips))
-    with Progress(2 * len(clips) + videos, "scenes") as progress:
-        tables = evaluate(job.pipeline(), train, clips, videos=videos, seed=job.seed, progress=progress)
+    with Progress(Ranks.current().share(len(clips)), "clips") as progress:
+        tables = evaluate(
+            job.pipeline().evaluator, train, clips, stride=job.data.stride, seed=job.seed, progress=progress
+        )
     return len(clips), tables
 
 
-SCORERS: dict[str, Callable[[Job], tuple[int, list[Table]]]] = {
+def score_chain(job: Job) -> tuple[int, list[Table], list[Shown]]:
+    from modules.evaluation.chain import Settings, evaluate
+    from modules.evaluation.foreign import FrechetVideoDistance, VideoFeatures, clip_score
+
+    options = job.options
+    fvd = FrechetVideoDistance(VideoFeatures(options.fvd)) if options.fvd else None
+    scored = clip_score(options.clip) if options.clip else None
+    columns = ("video",) if fvd is not None or options.claim else ()
+    train, clips = job.clips(job.data.train_split), job.held_out(*columns)
+    settings = Settings(min(options.videos, len(clips)), job.seed, options.repeats, fvd, scored)
+    rivals = {}
+    for path in options.rivals:
+        rivals[f"rival: {read_export(path, 'rivals').config['kind']}"] = load_frozen(path, "rivals")
+    pipeline = job.pipeline()
+    with Progress(Ranks.current().share(len(clips)), "clips") as progress:
+        tables, shown = evaluate(pipeline, train, clips, settings, rivals, progress)  # type: ignore[arg-type]
+    if options.claim:
+        from modules.evaluation.claim import evaluate as evaluate_claim
+        from modules.evaluation.votes import write_votes
+
+        with Progress(options.claim, "captions with and without the director") as progress:
+            table, pairs = evaluate_claim(
+                pipeline, train, clips, count=options.claim, seed=job.seed, progress=progress
+            )
+        tables.append(table)
+        if Ranks.current().first:
+            fps = clips[0].scene.fps / pipeline.config.render.frame_stride
+            write_votes(options.out, options.split, pairs, fps, job.seed)
+    return len(clips), tables, shown
+
+
+SHARED = ("chain", "llm", "evaluator")  # stages that several processes can score together
+SCORERS: dict[str, Callable[[Job], tuple[Any, ...]]] = {
     "vqvae": score_vqvae,
     "llm": score_llm,
     "interp": score_interp,
@@ -246,10 +294,16 @@ def main(arguments: list[str]) -> None:
     job = make_job(paths, items)
     if job.stage not in SCORERS:
         raise UserError(f"stage {job.stage!r} has no evaluation of its own; known: {', '.join(SCORERS)}")
-    report = evaluate(job)
+    if job.options.ranks > 1 and job.stage not in SHARED:
+        raise UserError(f"stage {job.stage} is scored by one process; ranks is for {', '.join(SHARED)}: leave it out")
+    with joined(job.options.ranks, arguments):
+        report = evaluate(job)
+        if not Ranks.current().first:
+            return
     for table in report.tables:
         print("\n".join(["", *table.lines(), *table.notes]))
-    print(f"\n{report.clips} clips, {report.seconds:.0f} s; {Path(job.options.out) / report.split}.json and .md")
+    suffixes = ".json, .md and .html" if job.options.page else ".json and .md"
+    print(f"\n{report.clips} clips, {report.seconds:.0f} s; {Path(job.options.out) / report.split}{suffixes}")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def _shown(report: Report) -> dict[str, Any]:
         {
             "title": table.title,
             "columns": [column.heading for column in table.columns],
-            "rows": [[row.name, *(c.show(row.values.get(c.name)) for c in table.columns)] for row in table.rows],
+            "rows": [[row.name, *table.cells(row)] for row in table.rows],
             "notes": table.notes,
         }
         for table in report.tables

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from configs.loader import load_typed
 from modules.errors import UserError
@@ -22,6 +22,13 @@ class EvalOptions:
     samples: int = 1  # drawn by interp for every person; of more than one, the mean is scored as well
     details: bool = False  # interp: tables of cost, text, spectrum, long motion, bad keys; llm: loss, text, grammar
     paraphrases: str = ""  # llm, details: JSON file of {caption: the same in other words}
+    repeats: int = 8  # chain: captions of which further motions are made, for Multimodality; 0: none
+    claim: int = 0  # chain: captions of one person that are rendered with and without the director, for people, too
+    fvd: str = ""  # chain: TorchScript file that makes features of videos; empty: no FVD
+    clip: str = ""  # chain: folder of a CLIP model of transformers; empty: no CLIPScore
+    rivals: list[str] = field(default_factory=list)  # chain: exports of stage rivals, each a row of the tables
+    ranks: int = 1  # processes that score together
+    page: bool = True  # write the page <split>.html, too
     out: str = ""  # folder of the report; empty: eval/ beside the export
     reuse: bool = False  # keep a report of the same export, data and settings
 
@@ -36,6 +43,11 @@ class EvalOptions:
             raise UserError(f"samples is {self.samples}; it must be at least 1")
         if self.videos < 1:
             raise UserError(f"videos is {self.videos}; it must be at least 1")
+        for name in ("repeats", "claim"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.ranks < 1:
+            raise UserError(f"ranks is {self.ranks}; it must be at least 1")
 
 
 def split_options(items: list[str]) -> tuple[EvalOptions, list[str]]:

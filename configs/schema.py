@@ -17,6 +17,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "base": ("BaseConfig", "BaseModule"),
     "controlnet": ("ControlNetConfig", "ControlNetModule"),
     "evaluator": ("EvaluatorConfig", "EvaluatorModule"),
+    "rivals": ("RivalsConfig", "RivalsModule"),
 }
 
 

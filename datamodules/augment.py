@@ -6,17 +6,14 @@ Letters: P persons, T frames, J joints (18). Poses are (P, T, J, 3): x px, y px,
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from datamodules.sample import Sample
+from modules.pose.actors import swap_sides
 from modules.pose.skeleton import MIRROR
-
-_SIDES = re.compile(r"\b(left|right)(?=\b|most\b|wards?\b|handed\b)", re.IGNORECASE)
-_OTHER = {"left": "right", "right": "left"}
 
 
 @dataclass
@@ -52,16 +49,6 @@ class Augment:
         poses = swap_frames(poses, self.side_swap, rng) if self.side_swap else poses
         poses = lose_joints(poses, self.joint_loss, rng) if self.joint_loss else poses
         return dataclasses.replace(sample, poses=poses, meta=meta, captions=captions)
-
-
-def swap_sides(text: str) -> str:
-    """The text with left and right exchanged; the case of the letters stays."""
-
-    def other(match: re.Match[str]) -> str:
-        new = _OTHER[match[0].lower()]
-        return new.upper() if match[0].isupper() else new.capitalize() if match[0][0].isupper() else new
-
-    return _SIDES.sub(other, text)
 
 
 def mirror_poses(poses: np.ndarray, width: int) -> np.ndarray:

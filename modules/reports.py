@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from modules.errors import UserError
 from modules.files import atomic_write
+from modules.metrics.intervals import Estimate
 
 REPORT_VERSION = 1
 
@@ -24,11 +26,15 @@ class Column:
     kind: str = "number"  # a key of FORMATS
     better: str = ""  # "up", "down" or nothing
 
-    def show(self, value: Any) -> str:
-        """A figure as text; None is a figure that makes no sense in this row."""
+    def show(self, value: Any, interval: Sequence[float] | None = None) -> str:
+        """A figure as text, with half the width of its interval; None is a figure that makes no sense in this row."""
         if value is None:
             return "-"
-        return FORMATS[self.kind].format(int(value) if self.kind == "count" else value)
+        text = FORMATS[self.kind].format(int(value) if self.kind == "count" else value)
+        if interval is None:
+            return text
+        half = (interval[1] - interval[0]) / 2
+        return f"{text} ± " + FORMATS[self.kind].format(half).removesuffix("%")
 
     @property
     def heading(self) -> str:
@@ -41,6 +47,7 @@ class Row:
 
     name: str
     values: dict[str, Any]
+    intervals: dict[str, list[float]] = field(default_factory=dict)  # 95 %: lowest and highest, where there is one
 
 
 @dataclass
@@ -53,16 +60,27 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, **values: Any) -> None:
-        """A further row; keyword names are column names with _ for spaces."""
+        """A further row; keyword names are column names with _ for spaces. An `Estimate` brings its interval."""
         known = {column.name.replace(" ", "_"): column.name for column in self.columns}
         if unknown := [key for key in values if key not in known]:
             raise ValueError(f"table '{self.title}' has no column {unknown[0]!r}; it has {', '.join(known)}")
-        self.rows.append(Row(name, {known[key]: value for key, value in values.items()}))
+        row = Row(name, {})
+        for key, value in values.items():
+            if isinstance(value, Estimate):
+                if value.low is not None and value.high is not None:
+                    row.intervals[known[key]] = [value.low, value.high]
+                value = value.value
+            row.values[known[key]] = value
+        self.rows.append(row)
+
+    def cells(self, row: Row) -> list[str]:
+        """A row as text, without its name."""
+        return [c.show(row.values.get(c.name), row.intervals.get(c.name)) for c in self.columns]
 
     def lines(self) -> list[str]:
         """The table as aligned Markdown, which also reads well on a console."""
         heading = [self.title, *(column.heading for column in self.columns)]
-        body = [[row.name, *(column.show(row.values.get(column.name)) for column in self.columns)] for row in self.rows]
+        body = [[row.name, *self.cells(row)] for row in self.rows]
         widths = [max(len(line[i]) for line in [heading, *body]) for i in range(len(heading))]
         rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
         cells = [heading, rule, *body]

@@ -16,7 +16,8 @@ from modules.base.network import BaseNetwork
 from modules.controlnet.config import RenderConfig
 from modules.controlnet.sampler import to_pixels
 from modules.errors import UserError
-from modules.evaluation.video import COLUMNS, NOTES, VideoScore, add_row, another, score_video
+from modules.evaluation.video import COLUMNS, NOTES, VideoScores, another, score_video
+from modules.metrics.intervals import Units
 from modules.pose.letterbox import Letterbox
 from modules.pose.scene import Clip, Scene
 from modules.pose.video import read_frames
@@ -105,11 +106,15 @@ def evaluate(
                 progress(len(seeds))
         return videos
 
-    def scores(videos: Sequence[np.ndarray], shown: Sequence[Scene]) -> list[VideoScore]:
-        return [
-            score_video(video, poses, own, other, s.clip)
-            for video, poses, own, other, s in zip(videos, shown, own_poses, other_poses, samples, strict=True)
-        ]
+    trials = Units.of([s.clip for s in samples]).trials
+
+    def add_row(name: str, videos: Sequence[np.ndarray], shown: Sequence[Scene], with_clothes: bool = True) -> None:
+        scores = VideoScores(trials)
+        for place, (video, poses, own, other, s) in enumerate(
+            zip(videos, shown, own_poses, other_poses, samples, strict=True)
+        ):
+            scores.add(place, score_video(video, poses, own, other, s.clip))
+        scores.add_row(table, name, with_clothes)
 
     table = Table("rendering", COLUMNS, notes=[
         *NOTES,
@@ -117,16 +122,11 @@ def evaluate(
         f"{config.num_frames} frames at {fps:g} fps, {settings.steps} steps, "
         f"guidance {settings.guidance_scale:g}, one seed a video from {seed} up.",
     ])  # fmt: skip
-    add_row(table, "real video", scores([s.frames for s in samples], own_poses))
-    add_row(table, "autoencoder", scores(reconstruct(renderer.base, samples), own_poses))
-    add_row(table, "control off", scores(render(own_poses, 0.0), own_poses), with_clothes=False)
-    add_row(
-        table,
-        "another clip's poses",
-        scores(render(other_poses, settings.control_scale), other_poses),
-        with_clothes=False,
-    )
-    add_row(table, "ours", scores(render(own_poses, settings.control_scale), own_poses))
+    add_row("real video", [s.frames for s in samples], own_poses)
+    add_row("autoencoder", reconstruct(renderer.base, samples), own_poses)
+    add_row("control off", render(own_poses, 0.0), own_poses, with_clothes=False)
+    add_row("another clip's poses", render(other_poses, settings.control_scale), other_poses, with_clothes=False)
+    add_row("ours", render(own_poses, settings.control_scale), own_poses)
     return [table]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from modules.evaluation.names import OURS, PLAN, REAL, RETRIEVAL
 from modules.reports import FORMATS, Column, Report, Table
 
 COLUMNS = [
@@ -28,7 +29,7 @@ class Line:
     real: str = ""
 
 
-_PLAN, _DENSE, _REAL, _RETRIEVAL = "ours, plan (key poses)", "ours, dense", "real (dense)", "caption retrieval (dense)"
+_PLAN, _DENSE, _REAL, _RETRIEVAL = PLAN, OURS, REAL, RETRIEVAL
 
 LINES = (
     Line("vqvae: MPJPE, px", "vqvae", "reconstruction", "MPJPE px", "ours", "mean pose"),
@@ -41,6 +42,9 @@ LINES = (
     Line("dense: side", "chain", "chain", "side", _DENSE, _RETRIEVAL, _REAL),
     Line("dense: whole caption", "chain", "chain", "whole caption", _DENSE, _RETRIEVAL, _REAL),
     Line("dense: novelty", "chain", "chain", "novelty", _DENSE, "", _REAL),
+    Line("dense: R-precision@1", "chain", "text and motion", "R@1", _DENSE, _RETRIEVAL, _REAL),
+    Line("dense: FID", "chain", "text and motion", "FID", _DENSE, _RETRIEVAL, _REAL),
+    Line("dense: KID", "chain", "text and motion", "KID", _DENSE, _RETRIEVAL, _REAL),
     Line("interp: MPJPE, stride 10", "interp", "stride 10", "MPJPE", "ours", "PCHIP"),
     Line("renderer: figure IoU", "controlnet", "rendering", "figure IoU", "ours", "control off", "real video"),
     Line("renderer: figure IoU", "controlnet", "rendering", "figure IoU", "ours", "another clip's poses", "real video"),
@@ -50,6 +54,7 @@ LINES = (
     Line("renderer: background", "controlnet", "rendering", "background", "ours", "control off", "real video"),
     Line("renderer: clothes", "controlnet", "rendering", "clothes", "ours", "", "real video"),
     Line("chain: figure IoU of its videos", "chain", "videos of generated scenes", "figure IoU", "ours"),
+    Line("evaluator: R-precision@1", "evaluator", "text-motion matching", "R@1", "real", "shuffled captions"),
     Line("evaluator: accuracy", "evaluator", "action classifier", "dense poses", "ours", "always"),
 )
 

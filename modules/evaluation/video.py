@@ -5,12 +5,14 @@ Letters: F frames, P persons, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from modules.metrics.video import figure_iou, read_colours, segment
+from modules.metrics.intervals import ClipAverages, ClipTable
+from modules.metrics.video import background_flicker, figure_iou, read_colours, segment
 from modules.pose.figures import figure_mask
 from modules.pose.letterbox import Letterbox
 from modules.pose.scene import Clip, Scene
@@ -23,11 +25,14 @@ COLUMNS = [
     Column("area within 50 %", "share", "up"),
     Column("background", "share", "up"),
     Column("clothes", "share", "up"),
+    Column("flicker", "number", "down"),
     Column("videos", "count"),
 ]
+_AVERAGES = ("figure IoU", "IoU with another clip's figure", "area within 50 %", "background", "clothes", "flicker")
 NOTES = [
     "figure IoU: of the figures found in the video's pixels with those drawn from its own poses, mean over frames.",
     "area ratio: area of the figures found to that of the figures drawn, median over videos.",
+    "flicker (temporal consistency): mean change of the background from frame to frame, of 255.",
     "background, clothes (shirt and trousers of each person): the colour that the caption names is seen.",
 ]
 
@@ -41,6 +46,7 @@ class VideoScore:
     area: float  # found / drawn
     background: bool | None  # None: the caption names none
     clothes: list[bool]  # shirt and trousers of everybody
+    flicker: float | None = None  # of 255; None: a single frame, or no background
 
 
 def another(index: int, count: int) -> int:
@@ -88,23 +94,42 @@ def score_video(frames: np.ndarray, shown: Scene, wanted: Scene, other: Scene, c
         area=area,
         background=None if not backdrop else background == backdrop,
         clothes=right,
+        flicker=background_flicker(frames, found),
     )
 
 
-def add_row(table: Table, name: str, scores: Sequence[VideoScore], with_clothes: bool = True) -> None:
-    """Add the means of some videos to a table with `COLUMNS`."""
-    backgrounds = [score.background for score in scores if score.background is not None]
-    clothes = [right for score in scores for right in score.clothes]
-    areas = np.array([score.area for score in scores])
-    table.add(
-        name,
-        **{
-            "figure_IoU": float(np.mean([score.iou for score in scores])),
-            "IoU_with_another_clip's_figure": float(np.mean([score.other_iou for score in scores])),
-            "area_ratio": float(np.median(areas)),
-            "area_within_50_%": float(((areas >= 0.5) & (areas <= 1.5)).mean()),
-            "background": float(np.mean(backgrounds)) if backgrounds else None,
-            "clothes": float(np.mean(clothes)) if clothes and with_clothes else None,
-            "videos": len(scores),
-        },
-    )
+class VideoScores:
+    """The scores of one row, with intervals, over all processes.
+
+    Args:
+        trials: of the clips.
+    """
+
+    def __init__(self, trials: Sequence[Hashable]) -> None:
+        self.averages = ClipAverages(trials, _AVERAGES)
+        self.areas = ClipTable(trials, area=1)
+
+    def add(self, place: int, score: VideoScore) -> None:
+        """The video of one clip."""
+        sums = {
+            "figure IoU": (score.iou, 1.0),
+            "IoU with another clip's figure": (score.other_iou, 1.0),
+            "area within 50 %": (float(0.5 <= score.area <= 1.5), 1.0),
+            "clothes": (float(sum(score.clothes)), float(len(score.clothes))),
+        }
+        if score.flicker is not None:
+            sums["flicker"] = (score.flicker, 1.0)
+        if score.background is not None:
+            sums["background"] = (float(score.background), 1.0)
+        self.averages.add(place, sums)
+        self.areas.update([place], area=[[score.area]])
+
+    def add_row(self, table: Table, name: str, with_clothes: bool = True) -> None:
+        """The means, as a row of a table with `COLUMNS`. All processes must call it together."""
+        figures: dict[str, Any] = dict(self.averages.compute())
+        areas = self.areas.compute()["area"][:, 0]
+        shown = areas[areas > 0]
+        if not with_clothes:
+            figures["clothes"] = None
+        figures |= {"area ratio": float(np.median(shown)) if len(shown) else None, "videos": len(shown)}
+        table.add(name, **{key.replace(" ", "_"): value for key, value in figures.items()})

@@ -1,6 +1,6 @@
-"""What the evaluator reads of a clip: one item a person, at the network's own rate.
+"""What the evaluator reads of a clip: its people, at the network's own rate, and its caption.
 
-Letters: T poses in time, J joints (18).
+Letters: B scenes, N people of all scenes, P people of one, T poses in time, J joints (18).
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from modules.evaluator.config import EvaluatorConfig
 from modules.pose.actors import clip_actors
 from modules.pose.boxes import normalise
-from modules.pose.scene import Clip, Person
+from modules.pose.scene import Clip, Scene
 from modules.pose.skeleton import NUM_JOINTS
+
+NUM_PLACES = 5  # numbers that say where a person is, and for how long
 
 
 def resample(
@@ -43,54 +44,84 @@ def resample(
     return (joints[left] * (1 - blend) + joints[left + 1] * blend) * seen[..., None], seen
 
 
-def person_item(person: Person, times: np.ndarray, rate: float) -> dict[str, Any]:
-    """A person as the network reads it: poses (T, J, 2) in box coordinates and visibility (T, J)."""
-    joints, visibility = resample(person.joints, person.visibility, times, rate)
-    return {"poses": normalise(joints, person.box, visibility).astype(np.float32), "visibility": visibility}
+def scene_item(scene: Scene, rate: float) -> dict[str, Any]:
+    """A scene as the network reads it, people in the order in which captions name them (by the left edge of the box).
+
+    Returns:
+        people: a list of {poses (T, J, 2) in box coordinates, visibility (T, J)}; places (P, 5): centre and size of
+        each box as shares of the canvas, and the logarithm of the seconds; order (P,): the scene's own index of each.
+    """
+    order = sorted(range(len(scene.persons)), key=lambda index: tuple(scene.persons[index].box.tolist()))
+    canvas = np.array([scene.width, scene.height] * 2, np.float32)
+    spacing = (scene.times[-1] - scene.times[0]) / (scene.num_frames - 1) if scene.num_frames > 1 else 1 / scene.fps
+    seconds = np.log(scene.num_frames * spacing)
+    people, places = [], np.zeros((len(order), NUM_PLACES), np.float32)
+    for place, index in zip(places, order, strict=True):
+        person = scene.persons[index]
+        joints, visibility = resample(person.joints, person.visibility, scene.times, rate)
+        poses = normalise(joints, person.box, visibility).astype(np.float32)
+        people.append({"poses": poses, "visibility": visibility})
+        box = person.box / canvas
+        place[:] = [*(box[:2] + box[2:]) - 1, *np.log(np.maximum(box[2:] - box[:2], 1e-3)), seconds]
+    return {"people": people, "places": places, "order": order}
 
 
 class Encode:
-    """Clip -> one item a person; in training mirrored, thinned to key poses, jittered or partly hidden by chance."""
+    """Clip -> one item, the scene with its caption; in training thinned to key poses, jittered or hidden by chance."""
 
     def __init__(self, config: EvaluatorConfig) -> None:
         self.config = config
 
     def __call__(self, clip: Clip, rng: np.random.Generator, train: bool) -> list[dict[str, Any]]:
-        scene, actors, config = clip.scene, clip_actors(clip), self.config
+        scene, config = clip.scene, self.config
+        if not scene.persons:
+            return []
         labels = {name: i for i, name in enumerate(config.network.labels)}
-        if train and rng.random() < 0.5:
-            scene = scene.mirrored()
         if train and rng.random() < config.sparse_share and scene.num_frames > config.key_stride:
             scene = scene.keys(config.key_stride)
-        items = []
-        for person, actor in zip(scene.persons, actors, strict=True):
-            # An action that the training split does not have counts as a miss: no logit has the index -1.
-            item = person_item(person, scene.times, config.network.rate) | {"label": labels.get(actor.action, -1)}
-            if train:
-                item = self._augment(item, rng)
-            items.append(item)
-        return items
+        item, actors = scene_item(scene, config.network.rate), clip_actors(clip)
+        # An action that the training split does not have counts as a miss: no logit has the index -1.
+        item["labels"] = [labels.get(actors[index].action, -1) for index in item.pop("order")]
+        if train:
+            item["people"] = [self._augment(person, rng) for person in item["people"]]
+        return [item | {"caption": clip.caption}]
 
-    def _augment(self, item: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        poses, visibility = item["poses"], item["visibility"]
+    def _augment(self, person: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        poses, visibility = person["poses"], person["visibility"]
         if rng.random() < self.config.hide_share:
             visibility = visibility & (rng.random(NUM_JOINTS) > 0.2)
         noise = rng.normal(0, self.config.jitter, poses.shape).astype(np.float32)
-        return item | {"poses": (poses + noise) * visibility[..., None], "visibility": visibility}
+        return {"poses": (poses + noise) * visibility[..., None], "visibility": visibility}
 
 
-def collate(items: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Items of any length -> poses (B, T, J, 2), visibility (B, T, J), frame_mask (B, T), label (B,) where given."""
-    longest = max(len(item["poses"]) for item in items)
-    poses = torch.zeros(len(items), longest, NUM_JOINTS, 2)
-    visibility = torch.zeros(len(items), longest, NUM_JOINTS, dtype=torch.bool)
-    frame_mask = torch.zeros(len(items), longest, dtype=torch.bool)
-    for i, item in enumerate(items):
-        length = len(item["poses"])
-        poses[i, :length] = torch.from_numpy(item["poses"])
-        visibility[i, :length] = torch.from_numpy(item["visibility"])
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Scenes of any length -> all their people side by side.
+
+    Returns:
+        poses (N, T, J, 2), visibility (N, T, J), frame_mask (N, T), place (N, 5), scene (N,): index of each person's
+        scene, slot (N,): place from the left within it; where given, label (N,) and captions, a list of B.
+    """
+    people = [person for item in items for person in item["people"]]
+    longest = max((len(person["poses"]) for person in people), default=1)
+    poses = torch.zeros(len(people), longest, NUM_JOINTS, 2)
+    visibility = torch.zeros(len(people), longest, NUM_JOINTS, dtype=torch.bool)
+    frame_mask = torch.zeros(len(people), longest, dtype=torch.bool)
+    for i, person in enumerate(people):
+        length = len(person["poses"])
+        poses[i, :length] = torch.from_numpy(person["poses"])
+        visibility[i, :length] = torch.from_numpy(person["visibility"])
         frame_mask[i, :length] = True
-    batch = {"poses": poses, "visibility": visibility, "frame_mask": frame_mask}
-    if "label" in items[0]:
-        batch["label"] = torch.tensor([item["label"] for item in items])
+    counts = [len(item["people"]) for item in items]
+    batch: dict[str, Any] = {
+        "poses": poses,
+        "visibility": visibility,
+        "frame_mask": frame_mask,
+        "place": torch.from_numpy(np.concatenate([item["places"] for item in items])),
+        "scene": torch.repeat_interleave(torch.arange(len(items)), torch.tensor(counts)),
+        "slot": torch.cat([torch.arange(count) for count in counts]),
+    }
+    if "labels" in items[0]:
+        batch["label"] = torch.tensor([label for item in items for label in item["labels"]], dtype=torch.int64)
+    if "caption" in items[0]:
+        batch["captions"] = [item["caption"] for item in items]
     return batch

@@ -19,6 +19,7 @@ from torchmetrics import Metric
 
 from modules.pose.skeleton import JOINT_NAMES, LIMBS, NUM_JOINTS
 
+ANKLES = [JOINT_NAMES.index("r_ankle"), JOINT_NAMES.index("l_ankle")]
 NECK, R_HIP, L_HIP = (JOINT_NAMES.index(name) for name in ("neck", "r_hip", "l_hip"))
 
 
@@ -93,6 +94,12 @@ def mean_acceleration(poses: Tensor, visibility: Tensor, scale: Tensor | float =
     return masked_average(value.norm(dim=-1) * scale, seen)
 
 
+def mean_jerk(poses: Tensor, visibility: Tensor) -> Average:
+    """Mean length of the third difference along time, per step^3."""
+    value, seen = difference(poses, visibility, 3)
+    return masked_average(value.norm(dim=-1), seen)
+
+
 def bone_lengths(poses: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]:
     """Lengths of the 17 limbs in the picture, and where both ends are seen: (..., J, 2), (..., J) -> (..., 17) twice.
 
@@ -130,6 +137,64 @@ def correct_keypoints(poses: Tensor, target: Tensor, visibility: Tensor, thresho
     return masked_average(close.to(poses.dtype), visibility & known[..., None, None])
 
 
+# COCO's per-keypoint constants k = 2 sigma, in the order of COCO-18; the neck, which COCO lacks, has the shoulders'.
+OKS_CONSTANTS = 2 * torch.tensor(
+    [0.026, 0.079, 0.079, 0.072, 0.062, 0.079, 0.072, 0.062, 0.107, 0.087, 0.089, 0.107, 0.087, 0.089]
+    + [0.025, 0.025, 0.035, 0.035]
+)
+_BODY_SHARE = 0.53  # of the box is figure, as COCO's own evaluation takes it where there is no mask
+
+
+def keypoint_similarity(poses: Tensor, target: Tensor, visibility: Tensor) -> tuple[Tensor, Tensor]:
+    """OKS of every pose: exp(-d^2 / (2 s^2 k^2)), averaged over the visible joints; s^2 is the area of the figure.
+
+    The area is that of the box of the pose's visible joints, times 0.53. Arguments as `position_error`.
+
+    Returns:
+        (..., N) similarity, and (..., N) bool: False where fewer than two joints are seen.
+    """
+    area = _extent(target, visibility).prod(-1) * _BODY_SHARE  # (..., N)
+    square = (poses - target).square().sum(-1)
+    near = torch.exp(-square / (2 * area.clamp_min(1e-9)[..., None] * OKS_CONSTANTS.to(square) ** 2))
+    count = visibility.sum(-1)
+    return torch.where(visibility, near, 0).sum(-1) / count.clamp_min(1), (count > 1) & (area > 1e-9)
+
+
+def _extent(poses: Tensor, visibility: Tensor) -> Tensor:
+    """Width and height of the visible joints of each pose, (..., N, 2); 0 where none is seen."""
+    seen = visibility[..., None]
+    low = torch.where(seen, poses, torch.inf).amin(-2)
+    high = torch.where(seen, poses, -torch.inf).amax(-2)
+    return torch.where(visibility.any(-1, keepdim=True), high - low, 0)
+
+
+def bone_drift(poses: Tensor, visibility: Tensor) -> Average:
+    """Bone-length consistency: mean change of a limb's length from one frame to the next, as a share of its own mean.
+
+    In a picture, limbs that turn towards the camera get shorter too: compare with real motion.
+    """
+    length, seen = bone_lengths(poses, visibility)  # (..., N, 17)
+    typical = torch.where(seen, length, 0).sum(-2) / seen.sum(-2).clamp_min(1)
+    change = (length[..., 1:, :] - length[..., :-1, :]).abs() / typical.clamp_min(1e-3)[..., None, :]
+    return masked_average(change, seen[..., 1:, :] & seen[..., :-1, :])
+
+
+def foot_skate(poses: Tensor, visibility: Tensor) -> Average:
+    """2D proxy of foot skate: sideways speed of the lower ankle while it stays at its height, torso lengths a step.
+
+    Without depth and floor, contact is a guess: the ankle that is lower in the picture, in steps in which its height
+    changes by less than 2 % of the torso. Compare with real motion.
+    """
+    torso, known = torso_length(poses, visibility)  # (...)
+    ankles, seen = poses[..., ANKLES, :], visibility[..., ANKLES]  # (..., N, 2, 2), (..., N, 2)
+    step = (ankles[..., 1:, :, :] - ankles[..., :-1, :, :]) / torso.clamp_min(1e-6)[..., None, None, None]
+    both = seen[..., 1:, :] & seen[..., :-1, :]
+    height = torch.where(seen, ankles[..., 1], -torch.inf)[..., :-1, :]  # down is up in pictures
+    lower = height >= height.amax(-1, keepdim=True)
+    still = step[..., 1].abs() < 0.02
+    return masked_average(step[..., 0].abs(), both & lower & still & known[..., None, None])
+
+
 def box_scales(box: Tensor) -> tuple[Tensor, Tensor]:
     """Factors from box coordinates to other units.
 
@@ -160,7 +225,9 @@ class PoseError(Metric):
         mpjpe: in box coordinates; mpjpe_px: in pixels; mpjpe_diagonal: in per cent of the diagonal of the person's box;
         mpjpe_torso: in torso lengths; pck: share of the joints within 0.2 torso lengths;
         bone_error: mean difference of the limbs' lengths in the picture, in box coordinates;
-        velocity_error, acceleration_error, acceleration, true_acceleration: in box coordinates per step and per step^2.
+        oks: object keypoint similarity, mean over poses;
+        velocity_error, acceleration_error, acceleration, true_acceleration: in box coordinates per step and per step^2;
+        jerk, true_jerk: per step^3; bone_drift, foot_skate: see the functions, of the poses alone.
     The pixel and diagonal figures need boxes; they are left out where `update` was never given any.
 
     Args:
@@ -172,6 +239,7 @@ class PoseError(Metric):
     NAMES = (
         "mpjpe", "mpjpe_px", "mpjpe_diagonal", "mpjpe_torso", "pck", "bone_error",
         "velocity_error", "acceleration_error", "acceleration", "true_acceleration",
+        "oks", "jerk", "true_jerk", "bone_drift", "foot_skate",
     )  # fmt: skip
     totals: Tensor  # (names,) float64
     counts: Tensor  # (names,) float64
@@ -209,6 +277,11 @@ class PoseError(Metric):
             "acceleration_error": difference_error(poses, target, chosen, order=2),
             "acceleration": mean_acceleration(poses, chosen),
             "true_acceleration": mean_acceleration(target, chosen),
+            "oks": masked_average(*keypoint_similarity(poses, target, chosen)),
+            "jerk": mean_jerk(poses, chosen),
+            "true_jerk": mean_jerk(target, chosen),
+            "bone_drift": bone_drift(poses, chosen),
+            "foot_skate": foot_skate(poses, chosen),
         }
         if boxes is not None:
             pixels, diagonals = box_scales(boxes.float())

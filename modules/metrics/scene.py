@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
-from torchmetrics import Metric
 from torchvision.ops import box_iou
 
 from modules.metrics.geometry import moving_side, travel_direction
@@ -29,7 +27,7 @@ class SceneVerdict:
 
     count: bool
     duration: bool
-    actions: list[bool]
+    actions: list[bool | None]
     directions: list[bool | None]
     sides: list[bool | None]
     travels: list[bool]  # whether the caption says that the person travels
@@ -69,12 +67,13 @@ def judge_scene(
         boxes: (P, 4) px, those of the reference clip on the same canvas.
     """
     order = sorted(range(len(scene.persons)), key=lambda i: float(scene.persons[i].box[0]))
-    right_actions: list[bool] = []
+    right_actions: list[bool | None] = []
     directions: list[bool | None] = []
     sides: list[bool | None] = []
     for index, actor in enumerate(actors):
         person = scene.persons[order[index]] if index < len(order) else None
-        right_actions.append(person is not None and actions[order[index]] == actor.action)
+        named = person is not None and actions[order[index]] == actor.action
+        right_actions.append(named if actor.action else None)
         direction = travel_direction(person, scene.times) if person is not None else ""
         directions.append(direction == actor.direction if actor.direction else None)
         side = moving_side(person, actor.action) if person is not None else ""
@@ -90,41 +89,22 @@ def judge_scene(
     )
 
 
-class SceneScores(Metric):
-    """Means over verdicts. People count one by one, for `direction` those who travel, for `side` those with one."""
+VERDICTS = ("count", "duration", "box_iou", "action", "direction", "side", "caption")
 
-    full_state_update = False
-    names = ("count", "duration", "box_iou", "action", "direction", "side", "caption")
-    totals: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
-        # Right ones and all, of each name.
-        self.add_state("totals", torch.zeros(len(self.names), 2, dtype=torch.float64), dist_reduce_fx="sum")
+def verdict_sums(verdict: SceneVerdict) -> dict[str, tuple[float, float]]:
+    """Right ones and all, for each of `VERDICTS`, as `ClipAverages` takes them.
 
-    def update(self, verdict: SceneVerdict) -> None:
-        """Add one scene."""
-        travelling = [right for right, travels in zip(verdict.directions, verdict.travels, strict=True) if travels]
-        entries: dict[str, list[float]] = {
-            "count": [verdict.count],
-            "duration": [verdict.duration],
-            "box_iou": [verdict.box_iou],
-            "action": [float(right) for right in verdict.actions],
-            "direction": [float(right) for right in travelling if right is not None],
-            "side": [float(right) for right in verdict.sides if right is not None],
-            "caption": [verdict.caption],
-        }
-        for row, name in enumerate(self.names):
-            self.totals[row, 0] += sum(entries[name])
-            self.totals[row, 1] += len(entries[name])
-
-    def compute(self) -> dict[str, float | None]:
-        """Name -> share; None where nothing was counted."""
-        return {
-            name: right / total if total else None
-            for name, (right, total) in zip(self.names, self.totals.tolist(), strict=True)
-        }
-
-    def counted(self) -> dict[str, int]:
-        """Name -> how many scenes or people a share is over."""
-        return {name: int(total) for name, (_, total) in zip(self.names, self.totals.tolist(), strict=True)}
+    People count one by one, for `direction` those who travel, for `side` those with one.
+    """
+    travelling = [right for right, travels in zip(verdict.directions, verdict.travels, strict=True) if travels]
+    entries: dict[str, list[float]] = {
+        "count": [verdict.count],
+        "duration": [verdict.duration],
+        "box_iou": [verdict.box_iou],
+        "action": [float(right) for right in verdict.actions if right is not None],
+        "direction": [float(right) for right in travelling if right is not None],
+        "side": [float(right) for right in verdict.sides if right is not None],
+        "caption": [verdict.caption],
+    }
+    return {name: (float(sum(values)), float(len(values))) for name, values in entries.items()}

@@ -73,6 +73,25 @@ def segment(frames: np.ndarray) -> np.ndarray:
     return masks
 
 
+def background_flicker(frames: np.ndarray, masks: np.ndarray) -> float | None:
+    """Temporal consistency of what stands still: mean change from frame to frame of pixels that show no figure.
+
+    Args:
+        frames: (F, H, W, 3) uint8.
+        masks: (F, H, W) bool, the figures; their surroundings are left out, too.
+
+    Returns:
+        Of 255; None for a single frame, or where figures are everywhere.
+    """
+    if len(frames) < 2:
+        return None
+    kernel = np.ones((5, 5), np.uint8)
+    free = np.stack([cv2.dilate(mask.astype(np.uint8), kernel) == 0 for mask in masks])
+    both = free[1:] & free[:-1]
+    change = np.abs(frames[1:].astype(np.int16) - frames[:-1]).mean(-1)
+    return float(change[both].mean()) if both.any() else None
+
+
 def figure_iou(masks: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Intersection over union of each frame: (F, H, W) bool twice -> (F,). Two empty masks agree: 1."""
     intersection = (masks & others).sum((-2, -1))

@@ -5,12 +5,15 @@ Numpy and the standard library only: the sample data writes it, the evaluator le
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from modules.pose.scene import Clip
 
 DIRECTIONS = ("left", "right", "toward", "away", "none")
 SIDES = ("left", "right", "both", "none")
+_SIDES = re.compile(r"\b(left|right)(?=\b|most\b|wards?\b|handed\b)", re.IGNORECASE)
+_OTHER = {"left": "right", "right": "left"}
 
 
 @dataclass(frozen=True)
@@ -31,3 +34,13 @@ def clip_actors(clip: Clip) -> list[Actor]:
     if entries is None or len(entries) != len(clip.scene.persons):
         return [Actor(clip.label) for _ in clip.scene.persons]
     return [Actor(e["action"], e.get("direction", ""), e.get("side", "")) for e in entries]
+
+
+def swap_sides(text: str) -> str:
+    """The text with left and right exchanged; the case of the letters stays."""
+
+    def other(match: re.Match[str]) -> str:
+        new = _OTHER[match[0].lower()]
+        return new.upper() if match[0].isupper() else new.capitalize() if match[0][0].isupper() else new
+
+    return _SIDES.sub(other, text)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,9 @@ from configs.chain_schema import GenerateConfig
 from configs.loader import load_config, load_typed
 from modules.editing import apply_edits, check_edits
 from modules.errors import UserError
+from modules.evaluation.chain import ROWS
+from modules.evaluation.claim import ROWS as CLAIM_ROWS
+from modules.evaluation.names import INTERPOLATED, OURS, PCHIP, PLAN, REAL
 from modules.pipeline import PLAN_STAGES, Pipeline
 from modules.pose.io import Plan, read_plan, write_plan
 from modules.pose.video import read_frames
@@ -201,14 +206,68 @@ def test_the_chain_is_scored_and_a_report_is_used_again() -> None:
     eval_script.main(arguments)
     path = Path("runs/chain/tiny/eval/test.json")
     report = read_report(path)
-    assert [row.name for row in report.tables[0].rows][0] == "real (dense)"
-    ours = report.tables[0].rows[-2].values
-    assert ours["valid"] == 1.0
+    tables = {table.title: {row.name: row for row in table.rows} for table in report.tables}
+    assert tuple(tables["chain"]) == ROWS
+    assert tables["chain"][PLAN].values["valid"] == 1.0
+    assert tables["chain"][REAL].values["box IoU"] == 1.0
+    assert tables["kinematics"][INTERPOLATED].values["at keys"] == pytest.approx(0, abs=1e-3)
+    assert tables["kinematics"][PCHIP].values["PCK"] > 0.5
+    assert tables["text and motion"][OURS].values["FID"] is None  # of two clips
+    assert tables["videos of generated scenes"]["ours"].values["videos"] == 1
+    page = path.with_suffix(".html").read_text()
+    assert page.count("<video") == 1
+    assert page.count("data:image/png") >= 2 * 4
     first = path.stat().st_mtime_ns
     eval_script.main([*arguments, "reuse=true"])
     assert path.stat().st_mtime_ns == first
     eval_script.main([*arguments, "reuse=true", "seed=1"])
     assert path.stat().st_mtime_ns > first
+
+
+def test_rivals_and_the_claim_are_further_rows() -> None:
+    for kind in ("diffusion", "autoregressive"):
+        config = [str(ROOT / f"configs/rivals/{kind}-smoke.yaml")]
+        train_script.train(load_config(config, [*COMMON, *STEPS, f"name=tiny-{kind}", "model.network.text.width=16"]))
+    rivals = "rivals=[runs/rivals/tiny-diffusion/export,runs/rivals/tiny-autoregressive/export]"
+    out = "out=runs/chain/tiny/rivals"
+    eval_script.main([*CHAIN, "data.path=data", "clips=2", "videos=1", "claim=1", "repeats=1", rivals, out])
+    report = read_report("runs/chain/tiny/rivals/test.json")
+    tables = {table.title: {row.name: row.values for row in table.rows} for table in report.tables}
+    assert {"rival: diffusion", "rival: autoregressive"} <= set(tables["chain"])
+    assert tables["text and motion"]["rival: diffusion"]["Multimodality"] > 0
+    assert tables["text and motion"]["real"]["Multimodality"] is None
+    claim = tables["the renderer with and without the director"]
+    assert {name: values["captions"] for name, values in claim.items()} == dict.fromkeys(CLAIM_ROWS, 1)
+    assert report.inputs["rival 0"].startswith("runs/rivals/tiny-diffusion/export sha256:")
+    assert Path("runs/chain/tiny/rivals/test-votes.html").read_text().count("<video") == 2
+    with pytest.raises(UserError, match="fvd=none.pt: no such file"):
+        eval_script.main([*CHAIN, "data.path=data", "clips=2", "fvd=none.pt"])
+
+
+def test_two_processes_score_like_one() -> None:
+    """By the command itself; the second of them has no clip at all."""
+    config = str(ROOT / "configs/evaluator/smoke.yaml")
+    command = [sys.executable, str(ROOT / "eval.py"), config, *COMMON, SETTINGS, "split=test", "page=false"]
+    _score([*command, "out=one"])
+    _score([*command, "out=two", "ranks=2"])
+    reports = [read_report(f"{run}/test.json") for run in ("one", "two")]
+    for first, second in zip(reports[0].tables, reports[1].tables, strict=True):
+        assert first.notes == second.notes
+        for row, twin in zip(first.rows, second.rows, strict=True):
+            assert row.values == pytest.approx(twin.values, abs=1e-6)
+            assert row.intervals.keys() == twin.intervals.keys()
+
+
+def _score(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| text-motion matching") == 1  # the first process alone prints
+
+
+def test_stages_that_one_process_scores_say_so() -> None:
+    config = str(ROOT / "configs/vqvae/smoke.yaml")
+    with pytest.raises(UserError, match="stage vqvae is scored by one process; ranks is for chain, llm, evaluator"):
+        eval_script.main([config, *COMMON, SETTINGS, "split=test", "ranks=2"])
 
 
 def test_exports_that_do_not_belong_together_are_refused() -> None:

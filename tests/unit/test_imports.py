@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("modules", "datamodules", "callbacks", "configs", "training", "app")
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
 SOURCES = sorted([*ROOT.glob("*.py"), *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))])
-STAGES = {"vqvae", "llm", "interp", "base", "controlnet", "evaluator"}
+STAGES = {"vqvae", "llm", "interp", "base", "controlnet", "evaluator", "rivals"}
 # `base` is the network that `controlnet` steers: one UNet, in one place.
 SHARED_STAGES = {"base": {"controlnet"}}
 

@@ -139,3 +139,58 @@ def test_bone_error_is_the_change_of_the_limbs_lengths() -> None:
     metric = PoseError()
     metric.update(target / 2, target, visibility)
     assert figures_of(metric)["bone_error"] == pytest.approx(float(length[seen].mean()) / 2, rel=1e-4)
+
+
+def test_oks_falls_with_the_distance_and_not_with_the_size() -> None:
+    _, target, visibility = example()
+    same, counted = metrics.keypoint_similarity(target, target, visibility)
+    assert same[counted].min() == 1
+    moved = target + 0.3
+    near, _ = metrics.keypoint_similarity(moved, target, visibility)
+    far, _ = metrics.keypoint_similarity(target + 0.6, target, visibility)
+    assert far[counted].mean() < near[counted].mean() < 1
+    scaled, _ = metrics.keypoint_similarity(7 * moved, 7 * target, visibility)
+    torch.testing.assert_close(scaled, near, atol=1e-5, rtol=1e-4)
+
+
+def test_oks_is_cocos_formula() -> None:
+    """One joint off by d in a box of 2 x 4: exp(-d^2 / (2 * 0.53 * 8 * k^2)) for it, 1 for all others."""
+    target = torch.zeros(1, 1, NUM_JOINTS, 2)
+    target[..., 1, :] = torch.tensor([2.0, 4.0])
+    poses = target.clone()
+    poses[..., 0, 0] = 0.1
+    found, _ = metrics.keypoint_similarity(poses, target, torch.ones(1, 1, NUM_JOINTS, dtype=torch.bool))
+    nose = float(torch.exp(torch.tensor(-(0.1**2) / (2 * 0.53 * 8 * (2 * 0.026) ** 2))))
+    assert found.item() == pytest.approx((nose + NUM_JOINTS - 1) / NUM_JOINTS, abs=1e-6)
+
+
+def test_jerk_is_per_step_cubed() -> None:
+    time = torch.arange(6.0)
+    poses = torch.zeros(1, 6, NUM_JOINTS, 2)
+    poses[..., 0] = (time**3 / 6 * 0.2)[:, None]
+    visibility = torch.ones(1, 6, NUM_JOINTS, dtype=torch.bool)
+    assert metrics.mean_jerk(poses, visibility).value == pytest.approx(0.2, abs=1e-5)
+
+
+def test_bones_drift_where_a_figure_breathes_and_not_where_it_turns() -> None:
+    _, target, visibility = example(frames=2)
+    target[:, 1] = target[:, 0] @ torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    assert metrics.bone_drift(target, visibility).value == pytest.approx(0, abs=1e-5)
+    target[:, 1] = 1.1 * target[:, 0]
+    visibility[:] = True
+    assert metrics.bone_drift(target, visibility).value == pytest.approx(0.1 / 1.05, abs=1e-3)
+
+
+def test_feet_skate_where_they_slide_at_one_height() -> None:
+    target, visibility = standing(frames=5)
+    target[..., metrics.ANKLES, :] = torch.tensor([[0.2, 2.0], [-0.2, 2.0]])
+    assert metrics.foot_skate(target, visibility).value == pytest.approx(0, abs=1e-6)
+    slid = target + torch.arange(5.0)[:, None, None] * torch.tensor([0.1, 0.0])
+    assert metrics.foot_skate(slid, visibility).value == pytest.approx(0.1, abs=1e-5)
+    # A foot that is lifted is no foot on the floor, and a fall is no slide.
+    lifted = target.clone()
+    lifted[:, :, metrics.ANKLES[0], 0] += torch.arange(5.0)
+    lifted[:, :, metrics.ANKLES[0], 1] -= 0.5
+    assert metrics.foot_skate(lifted, visibility).value == pytest.approx(0, abs=1e-6)
+    falling = target + torch.arange(5.0)[:, None, None] * torch.tensor([0.1, 0.1])
+    assert metrics.foot_skate(falling, visibility).count == 0

@@ -6,13 +6,12 @@ import copy
 
 import numpy as np
 import pytest
-import torch
 
 from datamodules.synthetic.clips import synthesise
 from modules.metrics.geometry import SIDE_LIMBS, moving_side, travel_direction
 from modules.metrics.novelty import gather_motions, nearest_distances
 from modules.metrics.retrieval import CaptionRetrieval
-from modules.metrics.scene import SceneScores, SceneVerdict, judge_scene, match_boxes, scene_seconds
+from modules.metrics.scene import VERDICTS, SceneVerdict, judge_scene, match_boxes, scene_seconds, verdict_sums
 from modules.pose.actors import Actor, clip_actors
 from modules.pose.scene import Clip, Scene, make_person
 
@@ -107,9 +106,10 @@ def test_what_a_caption_does_not_say_is_not_judged(clips: list[Clip]) -> None:
     verdict = judge_scene(scene, ["x"] * len(scene.persons), [Actor("x")] * len(scene.persons), 1.0, scene.boxes)
     assert verdict.directions == verdict.sides == [None] * len(scene.persons)
     assert verdict.caption
-    scores = SceneScores()
-    scores.update(verdict)
-    assert scores.compute()["direction"] is None
+    assert verdict_sums(verdict)["direction"] == (0.0, 0.0)
+    unnamed = judge_scene(scene, ["x"] * len(scene.persons), [Actor("")] * len(scene.persons), 1.0, scene.boxes)
+    assert unnamed.actions == [None] * len(scene.persons)
+    assert verdict_sums(unnamed)["action"] == (0.0, 0.0)
 
 
 def test_duration_counts_the_time_up_to_the_next_pose(clips: list[Clip]) -> None:
@@ -129,16 +129,16 @@ def test_boxes_are_matched_in_any_order() -> None:
     assert match_boxes(np.array([[0, 0, 10, 5]], np.float32), boxes[:1]) == pytest.approx(0.5)
 
 
-def test_scores_of_two_parts_add_up(clips: list[Clip]) -> None:
-    verdicts = [judge(clip, clip.scene, ["walk"] * len(clip.scene.persons)) for clip in clips]
-    whole, first, second = SceneScores(), SceneScores(), SceneScores()
-    for number, verdict in enumerate(verdicts):
-        whole.update(verdict)
-        (first if number % 3 else second).update(verdict)
-    first.totals = torch.stack([first.totals, second.totals]).sum(0)  # what a reduction over processes does
-    assert first.compute() == whole.compute()
-    assert first.counted() == whole.counted()
-    assert whole.counted()["caption"] == len(clips)
+def test_people_and_scenes_count_as_the_caption_has_them(clips: list[Clip]) -> None:
+    totals = dict.fromkeys(VERDICTS, 0.0)
+    for clip in clips:
+        sums = verdict_sums(judge(clip, clip.scene, [actor.action for actor in clip_actors(clip)]))
+        totals = {name: totals[name] + sums[name][1] for name in VERDICTS}
+        assert sums["action"] == (float(len(clip.scene.persons)),) * 2
+    actors = [actor for clip in clips for actor in clip_actors(clip)]
+    assert totals["caption"] == totals["count"] == totals["box_iou"] == len(clips)
+    assert totals["direction"] == sum(actor.direction != "none" for actor in actors)
+    assert totals["side"] == sum(actor.side != "none" for actor in actors)
 
 
 def test_retrieval_finds_the_same_words() -> None:

@@ -1,0 +1,105 @@
+"""FVD and CLIPScore of rendered videos, by foreign networks that the user names; nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from modules.errors import UserError
+from modules.metrics.embedding import FrechetDistance
+from modules.metrics.matching import WINDOWS_A_DIMENSION
+
+_FRAMES, _SIDE = 16, 224  # what I3D, the usual network, takes
+
+
+class VideoFeatures:
+    """A TorchScript network: (B, 3, F, H, W) in [-1, 1] -> (B, D), as the I3D that FVD is quoted with.
+
+    Raises:
+        UserError: no such file, or not TorchScript.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        if not Path(path).is_file():
+            raise UserError(f"fvd={path}: no such file; name a TorchScript file that makes features of videos, for "
+                            "example i3d_torchscript.pt, or leave fvd out")  # fmt: skip
+        try:
+            self.network = torch.jit.load(path, map_location="cpu").eval()
+        except RuntimeError as error:
+            raise UserError(f"fvd={path} is not TorchScript ({str(error).splitlines()[0]})") from None
+
+    @torch.inference_mode()
+    def __call__(self, videos: Sequence[np.ndarray]) -> Tensor:
+        """(B, D) of videos (F, H, W, 3) uint8: 16 frames spread over each, at 224 x 224.
+
+        Raises:
+            UserError: the network takes other shapes.
+        """
+        batch = []
+        for video in videos:
+            frames = video[np.linspace(0, len(video) - 1, _FRAMES).round().astype(int)]
+            pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1  # (F, 3, H, W)
+            batch.append(torch.nn.functional.interpolate(pixels, (_SIDE, _SIDE), mode="bilinear"))
+        try:
+            found = self.network(torch.stack(batch).transpose(1, 2))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1]
+            raise UserError(f"fvd={self.path} does not take (B, 3, 16, 224, 224): {reason}") from None
+        if not isinstance(found, Tensor) or found.ndim != 2:
+            raise UserError(f"fvd={self.path} gives no (B, D) features")
+        return found.double()
+
+
+class FrechetVideoDistance:
+    """FVD of videos that come one by one: `FrechetDistance` of their features.
+
+    Args:
+        features: the network.
+    """
+
+    def __init__(self, features: VideoFeatures) -> None:
+        self.features = features
+        self.distance = FrechetDistance(features([np.zeros((2, 8, 8, 3), np.uint8)]).shape[1])
+
+    def update(self, found: np.ndarray, real: np.ndarray) -> None:
+        """A generated and a real video."""
+        for video, is_real in ((found, False), (real, True)):
+            self.distance.update(self.features([video]), real=is_real)
+
+    def compute(self) -> tuple[float | None, str | None]:
+        """The distance, or None and why not: under ten videos a dimension. All processes must call it together."""
+        count, dimensions = total(self.distance), self.distance.sums.shape[1]
+        value = self.distance.compute()
+        if count < WINDOWS_A_DIMENSION * dimensions:
+            needed = WINDOWS_A_DIMENSION * dimensions
+            return None, f"No FVD: {count} videos, and {dimensions} dimensions need {needed} (videos=)."
+        return value, None
+
+
+def total(distance: FrechetDistance) -> int:
+    """Videos on the generated side, over all processes."""
+    with distance.sync_context():
+        return int(distance.counts[0])
+
+
+def clip_score(path: str) -> Metric:
+    """torchmetrics' CLIPScore of a local model.
+
+    Raises:
+        UserError: no such folder, or no CLIP in it.
+    """
+    if not (Path(path) / "config.json").is_file():
+        raise UserError(f"clip={path}: no folder with a CLIP model (config.json); name one that was saved by "
+                        "transformers, for example openai/clip-vit-base-patch16, or leave clip out")  # fmt: skip
+    from torchmetrics.multimodal.clip_score import CLIPScore
+
+    try:
+        return CLIPScore(model_name_or_path=path)  # type: ignore[arg-type]  # any name or folder
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise UserError(f"clip={path} cannot be read as a CLIP model: {str(error).splitlines()[0]}") from None
