@@ -195,7 +195,8 @@ def score_llm(job: Job) -> tuple[int, list[Table]]:
     if options.details:
         sampling: Any = {"sampling": pipeline.token_sampling, "seed": job.seed, "paraphrases": words}
         tables += details(pipeline.director, pipeline.tokenizer, train, clips, **sampling)
-    write_comparisons(Path(options.out) / "pictures", written(pipeline, clips, options.pictures, job.seed))
+    if Ranks.current().first:
+        write_comparisons(Path(options.out) / "pictures", written(pipeline, clips, options.pictures, job.seed))
     return len(clips), tables
 
 

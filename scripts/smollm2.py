@@ -13,6 +13,7 @@ The package holds the instruction-tuned model in 4 bits (Apache-2.0); the weight
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -103,10 +104,8 @@ def main(arguments: list[str]) -> None:
     if (out / WEIGHTS).exists() and not cfg.overwrite:
         print(f"{out} is there already; overwrite=true makes it again")
         return
-    try:
-        import gguf as _  # noqa: F401  # transformers reads the file with it
-    except ImportError:
-        raise UserError("reading a GGUF file needs the package gguf: pip install '.[smollm2]'") from None
+    if importlib.util.find_spec("gguf") is None:  # transformers reads the file with it
+        raise UserError("reading a GGUF file needs the package gguf: pip install '.[smollm2]'")
     with tempfile.TemporaryDirectory() as folder:
         count = convert(Path(cfg.gguf) if cfg.gguf else download(Path(folder)), out)
     print(f"{out}: {count / 1e6:,.1f} M parameters and a tokenizer")

@@ -70,7 +70,7 @@ class InterpModule(L.LightningModule):
             for clip, stride in zip(chosen, np.resize(self.config.strides, len(chosen)).tolist(), strict=True)
             for person in clip.scene.persons
         ]
-        batch = collate(items) | {"key_error": 0.0}
+        batch: dict[str, Any] = collate(items) | {"key_error": 0.0}
         windows = self._cut(batch)
         visible = gather_frames(windows, batch["visibility"] & batch["frame_mask"][..., None])
         self.network.fit_scale(windows, gather_frames(windows, batch["poses"]), visible)
