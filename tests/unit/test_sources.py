@@ -334,10 +334,11 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(recordings):
         file.writelines(f"copy{i:02d},Copy {i}.,\n" for i in range(30))
     prepare.main(arguments(recordings, "whole", shard_size=2))
     command = [sys.executable, "prepare.py", *arguments(recordings, "killed", shard_size=2)]
+    root = Path(prepare.__file__).parent
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for _ in range(5):  # on a busy machine it may be done before this process looks
         process = subprocess.Popen(
-            command, cwd=Path(prepare.__file__).parent, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+            command, cwd=root, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
         )
         deadline = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < deadline:
