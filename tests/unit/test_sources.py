@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -334,22 +333,17 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(recordings):
         file.writelines(f"copy{i:02d},Copy {i}.,\n" for i in range(30))
     prepare.main(arguments(recordings, "whole", shard_size=2))
     command = [sys.executable, "prepare.py", *arguments(recordings, "killed", shard_size=2)]
-    root = Path(prepare.__file__).parent
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for _ in range(5):  # on a busy machine it may be done before this process looks
-        process = subprocess.Popen(
-            command, cwd=root, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
-            if len(list((recordings / "killed" / ".work").glob("copy*.json"))) > 3:
-                os.killpg(process.pid, signal.SIGKILL)
-                break
-            time.sleep(0.005)
-        if process.wait() == -signal.SIGKILL:
+    process = subprocess.Popen(
+        command, cwd=Path(prepare.__file__).parent, env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 240  # a busy machine
+    while process.poll() is None and time.monotonic() < deadline:
+        if len(list((recordings / "killed" / ".work").glob("copy*.json"))) > 3:
+            os.killpg(process.pid, signal.SIGKILL)
             break
-        shutil.rmtree(recordings / "killed")
-    assert process.returncode == -signal.SIGKILL  # and not at its end
+        time.sleep(0.005)
+    assert process.wait() == -signal.SIGKILL  # and not at its end
     (recordings / "killed" / ".train-000000.ab.tar").write_bytes(b"half")
     prepare.main(arguments(recordings, "killed", shard_size=2))
     assert files_of(recordings / "killed") == files_of(recordings / "whole")
