@@ -17,13 +17,13 @@ from modules.llm.data import Encode
 from modules.llm.decoding import GrammarState, Request, SamplingConfig
 from modules.llm.director import Director
 from modules.llm.scoring import SceneScore, score_scenes
-from modules.llm.tokens import TEXT
+from modules.llm.tokens import DEPTH, TEXT
 from modules.metrics.bigram import CONTEXTS, Bigram
 from modules.pose.scene import Clip
 from modules.progress import Progress
 from modules.reports import Column, Row, Table
 
-CLIPS, CAPTIONS = 48, 20  # of the table about text: clips, and captions that each is held against
+CLIPS, CAPTIONS = 24, 20  # of the table about text: clips, and captions that each is held against
 PLANS = 48  # of the table about the grammar
 
 
@@ -123,8 +123,8 @@ def text_table(director: Director, held_out: Sequence[Example], paraphrases: Map
         Column("captions", "count"), Column("clips", "count"),
     ]  # fmt: skip
     table = Table("does the text matter", columns, notes=[
-        "rank of the true caption among different ones by log p(scene | caption); loss: nats a token; clips are spread "
-        "over the captions.",
+        "rank of the true caption among others by the likelihood of the key poses alone (a caption may state the "
+        "duration). loss: nats an id of a key pose. Clips are spread over the captions.",
     ])  # fmt: skip
     groups = {"all": list(held_out)}
     if any(example.held_out_phrasing for example in held_out):
@@ -132,7 +132,7 @@ def text_table(director: Director, held_out: Sequence[Example], paraphrases: Map
         groups["held-out phrasing"] = [example for example in held_out if example.held_out_phrasing]
     rows: list[tuple[str, list[Example], Mapping[str, str]]] = [(name, group, {}) for name, group in groups.items()]
     if other := [example for example in held_out if example.caption in paraphrases]:
-        rows += [("with paraphrases, as written", other, {}), ("paraphrased", other, paraphrases)]
+        rows += [("as written", other, {})] * (len(other) < len(held_out)) + [("paraphrased", other, paraphrases)]
     for name, group, words in rows:
         chosen = spread(group, CLIPS)
         captions = list(dict.fromkeys(example.caption for example in group))
@@ -143,7 +143,10 @@ def text_table(director: Director, held_out: Sequence[Example], paraphrases: Map
             against = (others[number % step :: step])[: CAPTIONS - 1]
             sizes.append(1 + len(against))
             pairs += [(words.get(caption, caption), example.scene) for caption in [example.caption, *against]]
-        means = iter([score.mean for score in _score(director, pairs)])
+        kinds = director.grammar.vocabulary.kind_table
+        scores = _score(director, pairs)
+        posed = [score.losses[kinds[scene] >= DEPTH] for score, (_, scene) in zip(scores, pairs, strict=True)]
+        means = iter([float(losses.mean()) for losses in posed])
         losses = [list(itertools.islice(means, size)) for size in sizes]
         losses = [found for found in losses if len(found) > 1]
         if not losses:

@@ -29,10 +29,6 @@ class SceneScore:
     losses: np.ndarray  # (N,) float64, nats
     firsts: np.ndarray  # (N,) int64: the likeliest id of all, whatever the grammar says
 
-    @property
-    def mean(self) -> float:
-        return float(self.losses.mean())
-
 
 @torch.inference_mode()
 def score_scenes(

@@ -99,12 +99,15 @@ def test_the_key_before_is_that_of_the_same_person_and_depth(vqvae: Path) -> Non
 def test_rank_and_gap(vqvae: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """By a director that finds a scene likelier the nearer the caption's number is to its own, with one mistake."""
     director = make_module(make_config(vqvae)).director()
-    held_out = [Example(f"caption {n}", [n], 1, n > 5) for n in range(8)]
+    start = director.grammar.vocabulary.pose_start
+    keys = director.grammar.vocabulary.keys_start
+    held_out = [Example(f"caption {n}", [keys, start + n], 1, n > 5) for n in range(8)]
 
     def score(_: object, pairs: list[tuple[str, list[int]]]) -> list[SceneScore]:
-        far = [abs(int(caption.split()[-1]) - scene[0]) for caption, scene in pairs]
-        worse = [5.5 if caption == "caption 3" and scene == [3] else 0 for caption, scene in pairs]
-        return [SceneScore(np.array([a + b]), np.array([0])) for a, b in zip(far, worse, strict=True)]
+        far = [abs(int(caption.split()[-1]) - scene[1] + start) for caption, scene in pairs]
+        worse = [5.5 if caption == "caption 3" and scene[1] == start + 3 else 0 for caption, scene in pairs]
+        # The duration alone would give it away, and does not count.
+        return [SceneScore(np.array([100 * a, a + b]), np.array([0, 0])) for a, b in zip(far, worse, strict=True)]
 
     monkeypatch.setattr(llm_details, "_score", score)
     table = text_table(director, held_out, {"caption 1": "in other words, caption 1"})
