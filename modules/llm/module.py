@@ -279,10 +279,14 @@ class LLMModule(L.LightningModule):
         """Scenes written for the first captions of a batch, each above the true one (through the pose tokenizer)."""
         director, vqvae = self.director(), self._pose_tokenizer[0]
         captions = batch["captions"][:NUM_SAMPLES]
-        ids = place_pose_tokens(batch, self._encode_poses(batch), self.grammar)
+        codes = self._encode_poses(batch)
+        ids = place_pose_tokens(batch, codes, self.grammar)[..., None]  # (B, L, 1), with a depth head (B, L, Q)
+        if self.depth_head is not None:
+            ids = slots_of(ids[..., 0], batch["pose_index"], codes, self.grammar.vocabulary)
         images = {}
         for number, plan in enumerate(director.plan(captions)):
-            truth = self.grammar.parse(ids[batch["sample_ids"] == number].tolist())
+            own = ids[batch["sample_ids"] == number].flatten()
+            truth = self.grammar.parse(own[own >= 0].tolist())
             width, height = batch["canvases"][number].tolist()
             scenes = [
                 scene_from_plan(p, vqvae, width=width, height=height, fps=director.fps, stride=director.stride)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from modules.checkpoint import load_frozen, save_export
 from modules.errors import UserError
-from modules.llm.config import ArchitectureConfig, LLMConfig
+from modules.llm.config import ArchitectureConfig, DepthHeadConfig, LLMConfig
 from modules.llm.data import next_token_targets, pack, place_pose_tokens
 from modules.llm.director import Director
 from modules.llm.module import KindScores, LLMModule
@@ -291,8 +291,9 @@ def test_the_export_is_a_plain_hugging_face_model(vqvae: Path, tmp_path: Path) -
     assert (director.stride, director.fps) == (10, 30.0)
 
 
-def test_pictures_of_validation(vqvae: Path) -> None:
-    module = make_module(make_config(vqvae))
+@pytest.mark.parametrize("layers", [0, 1])
+def test_pictures_of_validation(vqvae: Path, layers: int) -> None:
+    module = make_module(make_config(vqvae, depth_head=DepthHeadConfig(num_layers=layers, width=16)))
     images = module.sample_images(make_batch(module, [0, 1, 2]))
     assert set(images) == {"scene0", "scene1", "scene2"}
     assert all(image.ndim == 3 and image.dtype == np.uint8 and image.max() > 0 for image in images.values())

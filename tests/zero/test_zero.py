@@ -189,3 +189,18 @@ def test_random_weights_are_those_of_transformers(director: Director) -> None:
     assert abs(head[-24:].std().item() - 0.05) < 0.01  # the pose tokens, by the codebooks
     losses = run.noted["losses"]
     assert sum(losses[-3:]) < sum(losses[:3]) - 0.5
+
+
+@pytest.mark.zero
+def test_a_depth_head_trains_as_in_one_process(director: Director) -> None:
+    """Its weights are shared out, too; the export is that of the last weights."""
+    settings = ("model.depth_head.num_layers=1", "model.depth_head.width=16", "trainer.max_steps=10")
+    plain, zero = director.train("plain-depth", *settings), director.train("zero-depth", *ZERO, *settings)
+    assert (plain.status, zero.status) == (0, 0), plain.said + zero.said
+    for name, value in plain.noted["start"].items():
+        assert torch.equal(value, zero.noted["start"][name]), name
+    difference = torch.tensor(plain.noted["losses"]) - torch.tensor(zero.noted["losses"])
+    assert difference.abs().max() < 1e-5
+    heads = [load_file(run.folder / "export/depth_head.safetensors") for run in (plain, zero)]
+    for name, value in heads[0].items():
+        torch.testing.assert_close(value, heads[1][name], rtol=1e-3, atol=1e-5)
