@@ -23,8 +23,8 @@ from modules.pose.scene import Clip
 from modules.progress import Progress
 from modules.reports import Column, Row, Table
 
-CLIPS, CAPTIONS = 24, 20  # of the table about text: clips, and captions that each is held against
-PLANS = 48  # of the table about the grammar
+CLIPS, CAPTIONS = 24, 12  # of the table about text: clips, and captions that each is held against
+PLANS = 24  # of the table about the grammar
 
 
 @dataclass
