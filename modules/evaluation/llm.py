@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,8 +13,10 @@ import torch
 from modules.errors import UserError
 from modules.evaluation.ranks import Ranks
 from modules.evaluation.rows import COLUMNS, Scoreboard, column_name
+from modules.llm.data import Collate, Encode, next_token_targets, place_pose_tokens
+from modules.llm.network import next_token_losses
 from modules.llm.scenes import decode_codes
-from modules.metrics.intervals import ClipAverages
+from modules.metrics.intervals import ClipAverages, Estimate, Units
 from modules.metrics.retrieval import CaptionRetrieval
 from modules.metrics.scene import VERDICTS, verdict_sums
 from modules.pipeline import Pipeline
@@ -82,7 +86,56 @@ def evaluate(
             progress(len(places))
     judged, matching, _ = board.tables()
     judged.title = "plans"
-    return [judged, matching, by_kind(board, "ours")]
+    return [judged, matching, next_tokens(pipeline, clips), by_kind(board, "ours")]
+
+
+@torch.inference_mode()
+def next_tokens(pipeline: Pipeline, clips: Sequence[Clip]) -> Table:
+    """Cross-entropy, perplexity and accuracy of the next token of the real scenes, by its kind.
+
+    The true tokens stand before each (teacher forcing). Perplexity is over the whole vocabulary; beside it stands that
+    of guessing among the tokens of the kind.
+    """
+    director, network = pipeline.director, cast(Any, pipeline.director.network)
+    vocabulary = director.grammar.vocabulary
+    kinds, names = vocabulary.kind_table, vocabulary.kind_names
+    encode = Encode(max_people=director.grammar.max_people, start_jitter=False)
+    encode.bind(stride=director.stride, max_keys=vocabulary.codes.max_keys)
+    collate = Collate(pack_length=0)
+    collate.bind(grammar=director.grammar, context=network.config.max_position_embeddings)
+    averages = ClipAverages(Units.of(clips).trials, [f"{what} {name}" for name in names for what in ("loss", "hit")])
+    for places in Ranks.current().chunks(len(clips)):
+        for place in places:
+            items = encode(clips[place], np.random.default_rng(0), False)
+            if not items:
+                continue
+            batch = {k: v.to(pipeline.device) if isinstance(v, torch.Tensor) else v for k, v in collate(items).items()}
+            codes = pipeline.tokenizer.encode(batch["poses"], batch["visibility"], batch["key_mask"])
+            input_ids = place_pose_tokens(batch, codes, director.grammar)
+            at, targets = next_token_targets(input_ids, batch["sample_ids"], director.grammar, "scene")
+            states = network.model(input_ids=input_ids, use_cache=False).last_hidden_state  # one scene, unpadded
+            losses, hits = next_token_losses(network.lm_head, states.flatten(0, 1)[at], targets, 1)
+            kind = kinds[targets.cpu().numpy()]
+            sums: dict[str, tuple[float, float]] = {}
+            for number in np.unique(kind):
+                chosen = torch.from_numpy(kind == number)
+                count = float(chosen.sum())
+                sums[f"loss {names[number]}"] = (float(losses.cpu().double()[chosen].sum()), count)
+                sums[f"hit {names[number]}"] = (float(hits.cpu()[chosen].sum()), count)
+            averages.add(place, sums)
+    found = averages.compute()
+    columns = [Column("cross-entropy", "number", "down"), Column("perplexity", "number", "down")]
+    table = Table("next token", [*columns, Column("of guessing", "count"), Column("accuracy", "share", "up")])
+    for number, name in enumerate(names):
+        loss = found[f"loss {name}"]
+        if loss is None:
+            continue
+        powers = [None if end is None else math.exp(end) for end in loss]
+        size = int((kinds == number).sum())
+        figures = {"cross-entropy": loss, "perplexity": Estimate(*powers), "accuracy": found[f"hit {name}"]}
+        table.add(name, of_guessing=size, **figures)
+    table.notes.append("Of real scenes, with the true tokens before each. depth q: code q of a key pose.")
+    return table
 
 
 def by_kind(board: Scoreboard, name: str) -> Table:

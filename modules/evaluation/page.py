@@ -34,7 +34,7 @@ h1 { font-size: 24px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 36px 0 8p
 h3 { font-size: 15px; margin: 20px 0 6px; }
 p, li { color: var(--soft); margin: 4px 0; } code { font-size: 12px; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; color: var(--soft); } th:first-child, td:first-child { text-align: left; }
 td:first-child { position: sticky; left: 0; background: var(--back); white-space: normal; min-width: 130px; }

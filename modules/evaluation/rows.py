@@ -37,7 +37,7 @@ NOTES = [
     "novelty: mean distance to the nearest training motion, box units (half of the longer side = 1); 0 is a copy.",
 ]
 MATCHING_COLUMNS = [
-    Column("FID", "number", "down"),
+    Column("FID", "fine", "down"),
     Column("KID", "fine", "down"),
     Column("R@1", "share", "up"),
     Column("R@2", "share", "up"),

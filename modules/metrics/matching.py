@@ -91,7 +91,7 @@ class MatchingScores(ClipTable):
         found: dict[str, Estimate | None] = dict.fromkeys(FIGURES)
         self.reason = self._why_no_fid()
         if self.reason is None:
-            found["FID"] = self._fid(motion, real, weights[:_FID_RESAMPLES])
+            found["FID"] = Estimate(0.0) if is_real else self._fid(motion, real, weights[:_FID_RESAMPLES])
         if len(np.unique(trials)) >= 4:
             found["KID"] = halves(real, trials) if is_real else interval(
                 float(kernel_distance(motion, real, trials)[0]), kernel_distance(motion, real, trials, weights)

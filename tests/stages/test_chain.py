@@ -201,6 +201,15 @@ def test_a_stage_is_scored_beside_its_baseline(stage: str) -> None:
     assert (Path(f"runs/{stage}/tiny/eval") / "test.md").read_text().startswith(f"# {stage} on test")
 
 
+def test_the_next_token_is_scored_by_kind() -> None:
+    report = read_report("runs/llm/tiny/eval/test.json")  # of the test before
+    table = next(table for table in report.tables if table.title == "next token")
+    rows = {row.name: row.values for row in table.rows}
+    assert set(rows) == {"mark", "duration", "box", *(f"depth{q}" for q in range(4))}
+    assert rows["box"]["of guessing"] == 256
+    assert rows["depth0"]["perplexity"] == pytest.approx(np.exp(rows["depth0"]["cross-entropy"]))
+
+
 def test_the_chain_is_scored_and_a_report_is_used_again() -> None:
     arguments = [*CHAIN, "data.path=data", "clips=2", "videos=1", "split=test"]
     eval_script.main(arguments)
