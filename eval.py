@@ -15,7 +15,7 @@
   claim=0          chain: captions rendered with and without the director, and a page of blind pairs to vote on
   fvd= clip=       chain: weights for FVD (TorchScript) and CLIPScore (folder of transformers)
   rivals=[]        chain: exports of stage rivals, rows of the same tables;  repeats=8: captions of Multimodality
-  ranks=1          processes that score together (chain, llm, evaluator); the figures are the same. torchrun works, too
+  ranks=1          processes that score together (chain, llm, evaluator, rivals), with the same figures; or torchrun
   out=             folder of the report; empty: eval/ beside the export
   reuse=false      keep a report of the same export, data and settings
 
@@ -27,6 +27,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -96,7 +97,9 @@ def make_job(paths: list[str], items: list[str]) -> Job:
         stage, data, seed, name, run_dir = "chain", chain.data, chain.seed, chain.name, chain.run_dir
     else:
         cfg = load_config(paths, rest)
-        chain = load_typed(ChainConfig, [options.chain], [f"name={cfg.name}"])
+        # Rivals are named after the chain that they are beside: demo-diffusion, demo-autoregressive.
+        beside = cfg.name.removesuffix(f"-{cfg.model.kind}") if cfg.stage == "rivals" else cfg.name
+        chain = load_typed(ChainConfig, [options.chain], [f"name={beside}"])
         stage, data, seed, name, run_dir = cfg.stage, cfg.data, cfg.seed, cfg.name, cfg.run_dir
     known = chain.pipeline.exports
     known.evaluator = options.evaluator or known.evaluator
@@ -114,7 +117,7 @@ def make_job(paths: list[str], items: list[str]) -> Job:
         exports = {}
     exports |= {f"rival {number}": path for number, path in enumerate(options.rivals)} if stage == "chain" else {}
     judged = ("vqvae", "evaluator") if options.evaluator != "none" else ("vqvae",)
-    also = {"chain": CHAIN_STAGES, "llm": judged}.get(stage, ())
+    also = {"chain": CHAIN_STAGES, "llm": judged, "rivals": ("evaluator",)}.get(stage, ())
     exports |= {other: getattr(known, other) for other in also}
     home = Path(exports[stage]).parent if stage != "chain" else Path(run_dir) / "chain" / name
     options.out = options.out or str(home / "eval")
@@ -248,6 +251,22 @@ def score_evaluator(job: Job) -> tuple[int, list[Table]]:
     return len(clips), tables
 
 
+def score_rivals(job: Job) -> tuple[int, list[Table]]:
+    from modules.evaluation.rivals import evaluate
+
+    train, clips, path = job.clips(job.data.train_split), job.held_out(), job.exports["rivals"]
+    name, judge = rival_name(path), load_frozen(job.exports["evaluator"], "evaluator")
+    with Progress(Ranks.current().share(len(clips)), "clips") as progress:
+        more = {"name": name, "stride": job.data.stride, "seed": job.seed, "progress": progress}
+        tables = evaluate(load_frozen(path, "rivals"), judge, train, clips, **more)  # type: ignore[arg-type]
+    return len(clips), tables
+
+
+def rival_name(path: str) -> str:
+    """The row of a rival."""
+    return f"rival: {read_export(path, 'rivals').config['kind']}"
+
+
 def score_chain(job: Job) -> tuple[int, list[Table], list[Shown]]:
     from modules.evaluation.chain import Settings, evaluate
     from modules.evaluation.foreign import FrechetVideoDistance, VideoFeatures, clip_score
@@ -258,9 +277,7 @@ def score_chain(job: Job) -> tuple[int, list[Table], list[Shown]]:
     columns = ("video",) if fvd is not None or options.claim else ()
     train, clips = job.clips(job.data.train_split), job.held_out(*columns)
     settings = Settings(min(options.videos, len(clips)), job.seed, options.repeats, fvd, scored)
-    rivals = {}
-    for path in options.rivals:
-        rivals[f"rival: {read_export(path, 'rivals').config['kind']}"] = load_frozen(path, "rivals")
+    rivals = {rival_name(path): load_frozen(path, "rivals") for path in options.rivals}
     pipeline = job.pipeline()
     with Progress(Ranks.current().share(len(clips)), "clips") as progress:
         tables, shown = evaluate(pipeline, train, clips, settings, rivals, progress)  # type: ignore[arg-type]
@@ -279,13 +296,14 @@ def score_chain(job: Job) -> tuple[int, list[Table], list[Shown]]:
     return len(clips), tables, shown
 
 
-SHARED = ("chain", "llm", "evaluator")  # stages that several processes can score together
+SHARED = ("chain", "llm", "evaluator", "rivals")  # stages that several processes can score together
 SCORERS: dict[str, Callable[[Job], tuple[Any, ...]]] = {
     "vqvae": score_vqvae,
     "llm": score_llm,
     "interp": score_interp,
     "controlnet": score_controlnet,
     "evaluator": score_evaluator,
+    "rivals": score_rivals,
     "chain": score_chain,
 }
 
@@ -295,7 +313,7 @@ def main(arguments: list[str]) -> None:
     job = make_job(paths, items)
     if job.stage not in SCORERS:
         raise UserError(f"stage {job.stage!r} has no evaluation of its own; known: {', '.join(SCORERS)}")
-    if job.options.ranks > 1 and job.stage not in SHARED:
+    if max(job.options.ranks, int(os.environ.get("WORLD_SIZE", "1"))) > 1 and job.stage not in SHARED:
         raise UserError(f"stage {job.stage} is scored by one process; ranks is for {', '.join(SHARED)}: leave it out")
     with joined(job.options.ranks, arguments):
         report = evaluate(job)

@@ -71,7 +71,8 @@ def joined(count: int, arguments: Sequence[str]) -> Iterator[None]:
         together |= {"OMP_NUM_THREADS": threads}
         for rank in range(1, count):
             command = [sys.executable, sys.argv[0], *arguments]
-            children.append(subprocess.Popen(command, env={**os.environ, **together, "RANK": str(rank)}))
+            environment = {**os.environ, **together, "RANK": str(rank)}
+            children.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
         os.environ.update(together, RANK="0")
         world = count
     if world == 1:

@@ -249,6 +249,9 @@ def test_rivals_and_the_claim_are_further_rows() -> None:
     assert {name: values["captions"] for name, values in claim.items()} == dict.fromkeys(CLAIM_ROWS, 1)
     assert report.inputs["rival 0"].startswith("runs/rivals/tiny-diffusion/export sha256:")
     assert Path("runs/chain/tiny/rivals/test-votes.html").read_text().count("<video") == 2
+    eval_script.main([*config, *COMMON, SETTINGS, "name=tiny-autoregressive", "clips=2", "out=alone"])
+    alone = {row.name: row.values for row in read_report("alone/test.json").tables[0].rows}
+    assert alone["rival: autoregressive"] == pytest.approx(tables["chain"]["rival: autoregressive"], abs=1e-6)
     with pytest.raises(UserError, match="fvd=none.pt: no such file"):
         eval_script.main([*CHAIN, "data.path=data", "clips=2", "fvd=none.pt"])
 
@@ -275,7 +278,7 @@ def _score(command: list[str]) -> None:
 
 def test_stages_that_one_process_scores_say_so() -> None:
     config = str(ROOT / "configs/vqvae/smoke.yaml")
-    with pytest.raises(UserError, match="stage vqvae is scored by one process; ranks is for chain, llm, evaluator"):
+    with pytest.raises(UserError, match="stage vqvae is scored by one process; ranks is for chain, llm, evaluator, riv"):
         eval_script.main([config, *COMMON, SETTINGS, "split=test", "ranks=2"])
 
 

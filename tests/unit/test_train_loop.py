@@ -71,7 +71,7 @@ def test_what_a_run_leaves(
     assert metrics["steps"] == objects["trainer"].global_step == 6
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert [row["step"] for row in history] == [2, 4, 6]
-    assert metrics["val"]["val/accuracy"] == max(row["val/accuracy"] for row in history)
+    assert metrics["val"]["val/retrieval"] == max(row["val/retrieval"] for row in history)
     assert load_config([str(folder / "config.yaml")]) == config()
     assert read_export(folder / "export", "evaluator").info["metrics"] == metrics["val"]
     load_frozen(folder / "export", "evaluator")
