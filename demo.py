@@ -45,7 +45,7 @@ SAMPLE_DATA = {
     "smoke": ("data/smoke", ["train=48", "val=8", "test=8", "shard_size=16"]),
 }
 EVALUATION = {"demo": ["videos=64"], "smoke": ["clips=6", "videos=2"]}
-CHAIN_VIDEOS = {"demo": ["videos=8"], "smoke": ["clips=6", "videos=2", "repeats=1"]}
+CHAIN_VIDEOS = {"demo": ["videos=8", "repeats=0", "ablations=false"], "smoke": ["clips=6", "videos=2", "repeats=1"]}
 PROMPT = (
     "Two people in front of a white wall for 5 seconds seen from the front: on the left a woman in a red shirt and "
     "blue trousers waves her right hand, on the right a man in a green shirt and black trousers does squats."

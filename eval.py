@@ -12,6 +12,7 @@
   samples=1 details=false   interp: samples a person, and tables of cost, text, spectrum, long motion, bad keys
   details=true paraphrases=FILE   llm: tables of the loss beside bigrams, of text, of the grammar
   clips= videos=64 how many clips of the split (all), how many of them are rendered
+  ablations=true   chain: rows with each stage replaced by the truth
   claim=0          chain: captions rendered with and without the director, and a page of blind pairs to vote on
   fvd= clip=       chain: weights for FVD (TorchScript) and CLIPScore (folder of transformers)
   rivals=[]        chain: exports of stage rivals, rows of the same tables;  repeats=8: captions of Multimodality
@@ -155,7 +156,8 @@ def describe(job: Job) -> dict[str, str]:
     split = job.data.train_split if held_aside else job.options.split
     data = data_fingerprint([(job.data.path, split)])
     settings = {"chain": asdict(job.chain.pipeline), "data": asdict(job.data), "seed": job.seed}
-    names = ("clips", "videos", "samples", "details", "pictures", "paraphrases", "repeats", "claim", "fvd", "clip")
+    names = ("clips", "videos", "samples", "details", "pictures", "paraphrases", "repeats", "ablations", "claim")
+    settings |= {name: getattr(job.options, name) for name in (*names, "fvd", "clip")}
     settings |= {name: getattr(job.options, name) for name in names}
     return {
         **{stage: f"{path} sha256:{fingerprint(path)[:16]}" for stage, path in job.exports.items()},
@@ -276,7 +278,8 @@ def score_chain(job: Job) -> tuple[int, list[Table], list[Shown]]:
     scored = clip_score(options.clip) if options.clip else None
     columns = ("video",) if fvd is not None or options.claim else ()
     train, clips = job.clips(job.data.train_split), job.held_out(*columns)
-    settings = Settings(min(options.videos, len(clips)), job.seed, options.repeats, fvd, scored)
+    count = min(options.videos, len(clips))
+    settings = Settings(count, job.seed, options.repeats, options.ablations, fvd, scored)
     rivals = {rival_name(path): load_frozen(path, "rivals") for path in options.rivals}
     pipeline = job.pipeline()
     with Progress(Ranks.current().share(len(clips)), "clips") as progress:

@@ -23,6 +23,7 @@ class EvalOptions:
     details: bool = False  # interp: tables of cost, text, spectrum, long motion, bad keys; llm: loss, text, grammar
     paraphrases: str = ""  # llm, details: JSON file of {caption: the same in other words}
     repeats: int = 8  # chain: captions of which further motions are made, for Multimodality; 0: none
+    ablations: bool = True  # chain: rows in which each stage is replaced by the truth in turn; they double its time
     claim: int = 0  # chain: captions of one person that are rendered with and without the director, for people, too
     fvd: str = ""  # chain: TorchScript file that makes features of videos; empty: no FVD
     clip: str = ""  # chain: folder of a CLIP model of transformers; empty: no CLIPScore

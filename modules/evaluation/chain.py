@@ -41,6 +41,7 @@ from modules.pose.video import read_frames
 from modules.reports import Column, Table
 
 ROWS = (REAL, MEAN_POSE, RETRIEVAL, REAL_KEYS, QUANTISED, PCHIP, INTERPOLATED, CODED, PLAN, PLAN_PCHIP, OURS)
+ABLATIONS = (REAL_KEYS, QUANTISED, PCHIP, INTERPOLATED, CODED, PLAN_PCHIP)
 SHOWN = 4  # clips whose motion is shown on the page
 AGAIN = 4  # motions of one caption for Multimodality
 
@@ -60,6 +61,7 @@ class Settings:
     videos: int  # scenes that are rendered
     seed: int
     repeats: int  # captions of which `AGAIN` further motions are made for Multimodality
+    ablations: bool = True  # rows in which each stage is replaced by the truth in turn
     fvd: FrechetVideoDistance | None = None  # the clips need their videos
     clip_score: Metric | None = None
 
@@ -125,7 +127,8 @@ class _Run:
         self.settings, self.rivals = settings, rivals
         self.ranks, self.stride = Ranks.current(), pipeline.director.stride
         self.board = Scoreboard(pipeline.evaluator, train, clips, self.stride, AGAIN if settings.repeats else 0)
-        self.board.open([*ROWS, *rivals])
+        rows = [name for name in ROWS if settings.ablations or name not in ABLATIONS]
+        self.board.open([*rows, *rivals])
         self.retrieval = CaptionRetrieval([clip.caption for clip in train])
         self.still = mean_pose(train)
         self.videos = VideoScores(self.board.units.trials)
@@ -136,22 +139,17 @@ class _Run:
         part = [self.clips[place] for place in places]
         captions, add, stride = [clip.caption for clip in part], self.board.add, self.stride
         real = [clip.scene for clip in part]
-        keys = [scene.keys(stride) for scene in real]
-        coded = [quantised(self.pipeline, scene) for scene in keys]
         retrieved = [self.train[self.retrieval.nearest(caption)].scene for caption in captions]
         add(REAL, places, real, novelty=True)
         add(MEAN_POSE, places, [stand_still(scene, *self.still) for scene in real])
         add(RETRIEVAL, places, retrieved)
-        add(REAL_KEYS, places, keys)
-        add(QUANTISED, places, coded)
-        add(PCHIP, places, [spline(scene, stride) for scene in keys], keys=keys, paired=True)
-        for name, given in ((INTERPOLATED, keys), (CODED, coded)):
-            scenes = interpolated(self.pipeline, given, captions, stride, self.settings.seed + places[0])
-            add(name, places, scenes, keys=given, paired=True)
+        if self.settings.ablations:
+            self._ablations(places, real, captions)
         plans = make_plans(self.pipeline, self.clips, places, self.settings.seed)
         planned = [plan.scene_keys for plan in plans]
         add(PLAN, places, planned, valid=[is_valid(plan) for plan in plans])
-        add(PLAN_PCHIP, places, [spline(scene, stride) for scene in planned], keys=planned)
+        if self.settings.ablations:
+            add(PLAN_PCHIP, places, [spline(scene, stride) for scene in planned], keys=planned)
         ours = [self.pipeline.dense(plan) for plan in plans]
         add(OURS, places, ours, novelty=True, keys=planned, again=self._again(places, self._ours_again))
         others = {}
@@ -166,6 +164,18 @@ class _Run:
         for place, plan, dense in zip(places, plans, ours, strict=True):
             if place < self.settings.videos:
                 self._render(place, plan, dense)
+
+    def _ablations(self, places: range, real: Sequence[Scene], captions: Sequence[str]) -> None:
+        """Rows that start from the truth."""
+        add, stride = self.board.add, self.stride
+        keys = [scene.keys(stride) for scene in real]
+        coded = [quantised(self.pipeline, scene) for scene in keys]
+        add(REAL_KEYS, places, keys)
+        add(QUANTISED, places, coded)
+        add(PCHIP, places, [spline(scene, stride) for scene in keys], keys=keys, paired=True)
+        for name, given in ((INTERPOLATED, keys), (CODED, coded)):
+            scenes = interpolated(self.pipeline, given, captions, stride, self.settings.seed + places[0])
+            add(name, places, scenes, keys=given, paired=True)
 
     def _ours_again(self, captions: Sequence[str], seeds: Sequence[int]) -> list[Scene]:
         planned = [plan.scene_keys for plan in self.pipeline.plan(captions, seeds)]

@@ -21,6 +21,7 @@ from torchmetrics import Metric
 from modules.pose.scene import Clip
 
 RESAMPLES = 1000
+_FEWEST_TRIALS = 3  # with fewer, a resample says nothing of other trials
 _SEED = 20
 
 
@@ -153,7 +154,10 @@ class ClipAverages(ClipTable):
         weights = resample(self.trials)
         with np.errstate(divide="ignore", invalid="ignore"):
             resampled = (weights @ totals) / (weights @ counts)  # (S, F)
-        return {
-            name: interval(totals[:, i].sum() / counts[:, i].sum(), resampled[:, i]) if counts[:, i].sum() > 0 else None
-            for i, name in enumerate(self.figures)
-        }
+        numbers, found = trial_numbers(self.trials), dict[str, Estimate | None]()
+        for i, name in enumerate(self.figures):
+            total, count = float(totals[:, i].sum()), float(counts[:, i].sum())
+            found[name] = None if count <= 0 else Estimate(total / count)
+            if len(np.unique(numbers[counts[:, i] > 0])) >= _FEWEST_TRIALS:
+                found[name] = interval(total / count, resampled[:, i])
+        return found

@@ -20,7 +20,7 @@ from configs.chain_schema import GenerateConfig
 from configs.loader import load_config, load_typed
 from modules.editing import apply_edits, check_edits
 from modules.errors import UserError
-from modules.evaluation.chain import ROWS
+from modules.evaluation.chain import ABLATIONS, ROWS
 from modules.evaluation.claim import ROWS as CLAIM_ROWS
 from modules.evaluation.names import INTERPOLATED, OURS, PCHIP, PLAN, REAL
 from modules.pipeline import PLAN_STAGES, Pipeline
@@ -239,10 +239,11 @@ def test_rivals_and_the_claim_are_further_rows() -> None:
         train_script.train(load_config(config, [*COMMON, *STEPS, f"name=tiny-{kind}", "model.network.text.width=16"]))
     rivals = "rivals=[runs/rivals/tiny-diffusion/export,runs/rivals/tiny-autoregressive/export]"
     out = "out=runs/chain/tiny/rivals"
-    eval_script.main([*CHAIN, "data.path=data", "clips=2", "videos=1", "claim=1", "repeats=1", rivals, out])
+    few = ["clips=2", "videos=1", "claim=1", "repeats=1", "ablations=false"]
+    eval_script.main([*CHAIN, "data.path=data", *few, rivals, out])
     report = read_report("runs/chain/tiny/rivals/test.json")
     tables = {table.title: {row.name: row.values for row in table.rows} for table in report.tables}
-    assert {"rival: diffusion", "rival: autoregressive"} <= set(tables["chain"])
+    assert set(tables["chain"]) == {*ROWS, "rival: diffusion", "rival: autoregressive"} - set(ABLATIONS)
     assert tables["text and motion"]["rival: diffusion"]["Multimodality"] > 0
     assert tables["text and motion"]["real"]["Multimodality"] is None
     claim = tables["the renderer with and without the director"]
@@ -278,7 +279,7 @@ def _score(command: list[str]) -> None:
 
 def test_stages_that_one_process_scores_say_so() -> None:
     config = str(ROOT / "configs/vqvae/smoke.yaml")
-    with pytest.raises(UserError, match="stage vqvae is scored by one process; ranks is for chain, llm, evaluator, riv"):
+    with pytest.raises(UserError, match="stage vqvae is scored by one process; ranks is for chain, llm, evaluator"):
         eval_script.main([config, *COMMON, SETTINGS, "split=test", "ranks=2"])
 
 

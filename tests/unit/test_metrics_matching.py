@@ -195,6 +195,9 @@ def test_intervals_take_whole_trials() -> None:
     assert half == pytest.approx(1.96 * values[::8].std() / np.sqrt(50), rel=0.15)  # not of 400 clips
     assert found["never"] is None
     assert interval(1.0, np.array([np.nan, np.nan])) == Estimate(1.0)
+    one_trial = ClipAverages([0, 0, 0, 1], ["a"])
+    one_trial.add(0, {"a": (2.0, 1.0)})
+    assert one_trial.compute()["a"] == Estimate(2.0)
 
 
 def test_a_clip_that_two_processes_counted_is_an_error() -> None:
