@@ -130,9 +130,10 @@ def next_tokens(pipeline: Pipeline, clips: Sequence[Clip]) -> Table:
         loss = found[f"loss {name}"]
         if loss is None:
             continue
-        powers = [None if end is None else math.exp(end) for end in loss]
+        low, high = (None if end is None else math.exp(end) for end in loss[1:])
+        powers = Estimate(math.exp(loss.value), low, high)
         size = int((kinds == number).sum())
-        figures = {"cross-entropy": loss, "perplexity": Estimate(*powers), "accuracy": found[f"hit {name}"]}
+        figures = {"cross-entropy": loss, "perplexity": powers, "accuracy": found[f"hit {name}"]}
         table.add(name, of_guessing=size, **figures)
     table.notes.append("Of real scenes, with the true tokens before each. depth q: code q of a key pose.")
     return table

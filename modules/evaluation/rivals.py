@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from modules.evaluation.ablation import mean_pose, spline, stand_still
+from modules.evaluation.chain import Rival
 from modules.evaluation.names import MEAN_POSE, REAL, RETRIEVAL
 from modules.evaluation.ranks import Ranks
 from modules.evaluation.rows import Scoreboard, is_dense
@@ -12,11 +13,10 @@ from modules.evaluator.network import Evaluator
 from modules.metrics.retrieval import CaptionRetrieval
 from modules.pose.scene import Clip
 from modules.reports import Table
-from modules.rivals.network import RivalNetwork
 
 
 def evaluate(
-    rival: RivalNetwork,
+    rival: Rival,
     evaluator: Evaluator,
     train: Sequence[Clip],
     clips: Sequence[Clip],
