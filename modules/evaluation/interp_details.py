@@ -124,13 +124,14 @@ def _power(motions: Sequence[Motion], found: Sequence[np.ndarray], fps: float) -
 
 
 def long_motion(network: InterpNetwork, motions: Sequence[Motion], sampling: SamplingConfig, stride: int) -> Table:
-    """A minute of key poses, joined from clips: seams, speed, and what an edit of one key changes."""
+    """A minute of key poses, one clip there and back again: seams, speed, and what an edit of one key changes."""
     seconds = 60
     count = int(seconds * network.fps) // stride
-    keys = np.concatenate([motion.keys for motion in motions])
-    seen = np.concatenate([motion.key_seen for motion in motions])
-    repeats = -(-count // len(keys))
-    keys, seen = np.tile(keys, (repeats, 1, 1))[:count], np.tile(seen, (repeats, 1))[:count]
+    longest = max(motions, key=lambda motion: len(motion.keys))
+    # There and back there is no jump between two clips, which would be an acceleration at keys of its own.
+    there = np.arange(len(longest.keys))
+    order = np.resize(np.concatenate([there, there[-2:0:-1]]), count)
+    keys, seen = longest.keys[order], longest.key_seen[order]
 
     def draw(poses: np.ndarray) -> np.ndarray:
         inputs = torch.from_numpy(poses)[None], torch.from_numpy(seen)[None], torch.ones(1, count, dtype=torch.bool)
