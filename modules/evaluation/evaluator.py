@@ -29,7 +29,7 @@ from modules.pose.boxes import denormalise, normalise
 from modules.pose.scene import Clip, Person, Scene
 from modules.reports import Column, Table
 
-NOISES = (0.05, 0.15, 0.4)  # box units
+NOISES = (0.05, 0.1, 0.4)  # box units
 
 
 def evaluate(

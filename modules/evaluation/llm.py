@@ -131,9 +131,9 @@ def next_tokens(pipeline: Pipeline, clips: Sequence[Clip]) -> Table:
         if loss is None:
             continue
         low, high = (None if end is None else math.exp(end) for end in loss[1:])
-        powers = Estimate(math.exp(loss.value), low, high)
         size = int((kinds == number).sum())
-        figures = {"cross-entropy": loss, "perplexity": powers, "accuracy": found[f"hit {name}"]}
+        perplexity = Estimate(math.exp(loss.value), low, high)
+        figures = {"cross-entropy": loss, "perplexity": perplexity, "accuracy": found[f"hit {name}"]}
         table.add(name, of_guessing=size, **figures)
     table.notes.append("Of real scenes, with the true tokens before each. depth q: code q of a key pose.")
     return table
