@@ -69,10 +69,10 @@ def render_page(report: Report, shown: Sequence[Shown], histories: Mapping[str, 
     sections = [(table.title, _table(table)) for table in report.tables]
     charts = [chart for table in report.tables for chart in _bars(table)]
     curves = [curve for stage, path in histories.items() for curve in _curves(stage, path)]
-    if charts:
-        sections.append(("Figures with 95 % intervals", f'<div class="charts">{"".join(charts)}</div>'))
     if shown:
         sections.append(("Motions and videos", "".join(_example(example) for example in shown)))
+    if charts:
+        sections.append(("Figures with 95 % intervals", f'<div class="charts">{"".join(charts)}</div>'))
     if curves:
         sections.append(("Validation during training", f'<div class="charts">{"".join(curves)}</div>'))
     inputs = "".join(f"<li>{_text(name)}: <code>{_text(value)}</code></li>" for name, value in report.inputs.items())
@@ -134,16 +134,17 @@ def _best(table: Table) -> set[tuple[str, str]]:
 
 
 def _bars(table: Table) -> list[str]:
-    """For each column with intervals: the rows as dots with whiskers."""
+    """For each column of which more, or less, is better: the rows as dots with whiskers."""
     charts = []
     for column in table.columns:
         rows = [row for row in table.rows if column.name in row.intervals]
-        if len(rows) < 2:
+        certain = all(np.ptp(row.intervals[column.name]) == 0 for row in rows)
+        if len(rows) < 2 or not column.better or certain:
             continue
         ends = [end for row in rows for end in (*row.intervals[column.name], row.values[column.name])]
         low, high = min(ends), max(ends)
         span = (high - low) or 1.0
-        height, left = 18 * len(rows) + 30, 170
+        height, left = 18 * len(rows) + 30, 176
         marks = []
         for number, row in enumerate(rows):
             a, v, b = (
@@ -151,7 +152,7 @@ def _bars(table: Table) -> list[str]:
                 for x in (row.intervals[column.name][0], row.values[column.name], row.intervals[column.name][1])
             )
             y, color = 16 + 18 * number, _COLORS[1] if _is_ours(row.name) else _COLORS[0]
-            label = row.name if len(row.name) <= 29 else row.name[:28] + "…"
+            label = row.name if len(row.name) <= 27 else row.name[:26] + "…"
             marks.append(
                 f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{_text(label)}</text>'
                 f'<line x1="{a:.1f}" x2="{b:.1f}" y1="{y}" y2="{y}" stroke="{color}" stroke-width="2"/>'
