@@ -84,8 +84,8 @@ def render_page(report: Report, shown: Sequence[Shown], histories: Mapping[str, 
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style></head><body><h1>{_text(title)}</h1>"
-        f"<p>{report.clips} clips, {report.seconds:.0f} s. Arrows: which way is better. Bold: ours. Underlined: the best of "
-        f"ours and the rivals.</p><nav>{links}</nav>{body}</body></html>\n"
+        f"<p>{report.clips} clips, {report.seconds:.0f} s. Arrows: which way is better. Bold: ours. Underlined: the "
+        f"best of ours and the rivals.</p><nav>{links}</nav>{body}</body></html>\n"
     )
 
 
