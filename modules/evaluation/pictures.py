@@ -35,6 +35,8 @@ def write_comparisons(folder: Path, comparisons: Sequence[tuple[str, dict[str, S
             for strip in [pose_strip(scene, count=10, size=_SIZE, boxes=False)]
             for part in (_line(label, strip.shape[1]), strip)
         ]
+        width = max(strip.shape[1] for strip in strips)  # scenes may differ in length
+        strips = [np.pad(strip, [(0, 0), (0, width - strip.shape[1]), (0, 0)]) for strip in strips]
         with atomic_write(folder / f"{name}.png", "wb") as file:
             file.write(cv2.imencode(".png", np.concatenate(strips)[..., ::-1])[1].tobytes())
         step = true.times[1] - true.times[0] if true.num_frames > 1 else 1 / true.fps

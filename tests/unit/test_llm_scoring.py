@@ -16,7 +16,7 @@ from modules.checkpoint import load_frozen
 from modules.errors import UserError
 from modules.evaluation import llm_details
 from modules.evaluation.llm_details import Example, examples, grammar_table, read_paraphrases, spread, text_table
-from modules.evaluation.pictures import written
+from modules.evaluation.pictures import write_comparisons, written
 from modules.llm.config import DepthHeadConfig
 from modules.llm.decoding import SamplingConfig
 from modules.llm.scoring import SceneScore, score_scenes
@@ -147,6 +147,9 @@ def test_pictures_of_different_captions(vqvae: Path, tmp_path: Path) -> None:  #
     assert [next(iter(scenes)) for _, scenes in found] == [clips[n].caption for n in (0, 2, 4)]
     assert all(scenes["director"].num_frames >= 1 for _, scenes in found)
     assert written(pipeline, clips, 0, seed=0) == []
+    assert len({scene.num_frames for _, scenes in found for scene in scenes.values()}) > 1
+    write_comparisons(tmp_path, found)  # also of scenes that differ in length
+    assert len(list(tmp_path.glob("*.png"))) == len(list(tmp_path.glob("*.mp4"))) == 3
 
 
 def test_bad_paraphrases(tmp_path: Path) -> None:
