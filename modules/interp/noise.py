@@ -18,7 +18,7 @@ from torch import Tensor
 # Width of the smoothing as a share of the distance between keys: the swing of a motion from one key to the next. On top
 # of it come a share (of the standard deviation) as quick as a few frames, and a little white noise, without which the
 # fastest part of a motion would never be hidden. With these a sample has the acceleration, the jerk and the spectrum of
-# motion capture nearly before the network has denoised anything (docs/INTERP.md).
+# motion capture nearly before the network has denoised anything, as measured by putting this noise around the outline.
 SMOOTHING = 0.2
 QUICK, QUICK_FRAMES = 0.08, 1.0
 WHITE = 0.01
