@@ -158,7 +158,6 @@ def describe(job: Job) -> dict[str, str]:
     settings = {"chain": asdict(job.chain.pipeline), "data": asdict(job.data), "seed": job.seed}
     names = ("clips", "videos", "samples", "details", "pictures", "paraphrases", "repeats", "ablations", "claim")
     settings |= {name: getattr(job.options, name) for name in (*names, "fvd", "clip")}
-    settings |= {name: getattr(job.options, name) for name in names}
     return {
         **{stage: f"{path} sha256:{fingerprint(path)[:16]}" for stage, path in job.exports.items()},
         "data": f"{job.data.path} sha256:{_digest(data)}",

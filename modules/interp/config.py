@@ -59,9 +59,9 @@ class SamplingConfig:
     `guidance_scale` 1 is plain sampling; above it, the difference between the prediction with all conditions and with
     none is exaggerated (twice the network evaluations). `temperature` scales the starting noise: 1 draws a sample, 0
     gives the likeliest motion; `jitter` scales its quickest parts alone, of which a network that is not trained to the
-    end leaves too much. `keep_keys`: 1 puts every key pose exactly into the result, 0 leaves the network free to
-    repair it. `key_error` tells the network how far off the key poses are (root of the mean square, box coordinates; 0:
-    exact), so that it knows how much there is to repair.
+    end leaves too much. `keep_keys`: 1 puts every key pose exactly into the result, 0 leaves it where the outline
+    puts it. `key_error` tells the network how far off the key poses are (root of the mean square, box coordinates; 0:
+    exact), as it was told in training.
     """
 
     solver: str = "dpmsolver++"
