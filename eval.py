@@ -11,10 +11,11 @@
   pictures=0       how many clips' true and found poses are drawn beside the report (vqvae, interp, llm)
   samples=1 details=false   interp: samples a person, and tables of cost, text, spectrum, long motion, bad keys
   details=true paraphrases=FILE   llm: tables of the loss beside bigrams, of text, of the grammar
-  clips= videos=64 how many clips of the split (all), how many of them are rendered
+  clips= videos=64 how many clips of the split (all), how many of them are rendered (chain: 0 needs no renderer)
   ablations=true   chain: rows with each stage replaced by the truth
   claim=0          chain: captions rendered with and without the director, and a page of blind pairs to vote on
   fvd= clip=       chain: weights for FVD (TorchScript) and CLIPScore (folder of transformers)
+  estimator=       chain, controlnet: TorchScript that finds the joints of people in frames
   rivals=[]        chain: exports of stage rivals, rows of the same tables;  repeats=8: captions of Multimodality
   ranks=1          processes that score together (chain, llm, evaluator, rivals), with the same figures; or torchrun
   out=             folder of the report; empty: eval/ beside the export
@@ -55,8 +56,6 @@ from modules.reports import Report, Table, read_report, write_report
 
 if TYPE_CHECKING:
     from modules.evaluation.shown import Shown
-
-CHAIN_STAGES = (*PLAN_STAGES, *DENSE_STAGES, *RENDER_STAGES, "evaluator")
 
 
 @dataclass
@@ -118,7 +117,9 @@ def make_job(paths: list[str], items: list[str]) -> Job:
         exports = {}
     exports |= {f"rival {number}": path for number, path in enumerate(options.rivals)} if stage == "chain" else {}
     judged = ("vqvae", "evaluator") if options.evaluator != "none" else ("vqvae",)
-    also = {"chain": CHAIN_STAGES, "llm": judged, "rivals": ("evaluator",)}.get(stage, ())
+    rendered = RENDER_STAGES if options.videos or options.claim else ()
+    chained = (*PLAN_STAGES, *DENSE_STAGES, *rendered, "evaluator")
+    also = {"chain": chained, "llm": judged, "rivals": ("evaluator",)}.get(stage, ())
     exports |= {other: getattr(known, other) for other in also}
     home = Path(exports[stage]).parent if stage != "chain" else Path(run_dir) / "chain" / name
     options.out = options.out or str(home / "eval")
@@ -157,7 +158,7 @@ def describe(job: Job) -> dict[str, str]:
     data = data_fingerprint([(job.data.path, split)])
     settings = {"chain": asdict(job.chain.pipeline), "data": asdict(job.data), "seed": job.seed}
     names = ("clips", "videos", "samples", "details", "pictures", "paraphrases", "repeats", "ablations", "claim")
-    settings |= {name: getattr(job.options, name) for name in (*names, "fvd", "clip")}
+    settings |= {name: getattr(job.options, name) for name in (*names, "fvd", "clip", "estimator")}
     return {
         **{stage: f"{path} sha256:{fingerprint(path)[:16]}" for stage, path in job.exports.items()},
         "data": f"{job.data.path} sha256:{_digest(data)}",
@@ -229,15 +230,21 @@ def score_interp(job: Job) -> tuple[int, list[Table]]:
 
 def score_controlnet(job: Job) -> tuple[int, list[Table]]:
     from modules.evaluation.controlnet import evaluate
+    from modules.evaluation.foreign import PoseEstimator
     from modules.rendering.pipeline import PoseVideoPipeline
 
-    clips, count = job.held_out("video"), job.options.videos
+    estimator = PoseEstimator(job.options.estimator) if job.options.estimator else None
+    if (count := job.options.videos) < 2:
+        raise UserError(f"videos is {count}; stage controlnet renders at least 2")
+    clips = job.held_out("video")
     renderer = job.pipeline().renderer
     if not isinstance(renderer, PoseVideoPipeline):
         raise UserError("stage controlnet is scored with pipeline.backend=controlnet")
     with Progress(3 * min(count, len(clips)), "videos") as progress:
-        settings = job.chain.pipeline.render
-        tables = evaluate(renderer, clips, count=count, settings=settings, seed=job.seed, progress=progress)
+        more: Any = {"estimator": estimator, "progress": progress}
+        tables = evaluate(
+            renderer, clips, count=count, settings=job.chain.pipeline.render, seed=job.seed, **more
+        )
     return min(count, len(clips)), tables
 
 
@@ -270,15 +277,16 @@ def rival_name(path: str) -> str:
 
 def score_chain(job: Job) -> tuple[int, list[Table], list[Shown]]:
     from modules.evaluation.chain import Settings, evaluate
-    from modules.evaluation.foreign import FrechetVideoDistance, VideoFeatures, clip_score
+    from modules.evaluation.foreign import FrechetVideoDistance, PoseEstimator, VideoFeatures, clip_score
 
     options = job.options
     fvd = FrechetVideoDistance(VideoFeatures(options.fvd)) if options.fvd else None
     scored = clip_score(options.clip) if options.clip else None
+    estimator = PoseEstimator(options.estimator) if options.estimator else None
     columns = ("video",) if fvd is not None or options.claim else ()
     train, clips = job.clips(job.data.train_split), job.held_out(*columns)
     count = min(options.videos, len(clips))
-    settings = Settings(count, job.seed, options.repeats, options.ablations, fvd, scored)
+    settings = Settings(count, job.seed, options.repeats, options.ablations, fvd, scored, estimator)
     rivals = {rival_name(path): load_frozen(path, "rivals") for path in options.rivals}
     pipeline = job.pipeline()
     with Progress(Ranks.current().share(len(clips)), "clips") as progress:

@@ -17,7 +17,7 @@ class EvalOptions:
     evaluator: str = ""  # export that judges plans; empty: runs/evaluator/<name>/export; none: not judged (llm)
     chain: str = "configs/chain/demo.yaml"  # sampling settings of the director, the interpolator and the renderer
     clips: int | None = None  # of the split; None: all
-    videos: int = 64  # clips or scenes that are rendered
+    videos: int = 64  # clips or scenes that are rendered; chain: with 0 no renderer is needed
     pictures: int = 0  # clips of which vqvae, interp, llm draw true and found poses, in pictures/ beside the report
     samples: int = 1  # drawn by interp for every person; of more than one, the mean is scored as well
     details: bool = False  # interp: tables of cost, text, spectrum, long motion, bad keys; llm: loss, text, grammar
@@ -26,6 +26,7 @@ class EvalOptions:
     ablations: bool = True  # chain: rows in which each stage is replaced by the truth in turn; they double its time
     claim: int = 0  # chain: captions of one person that are rendered with and without the director, for people, too
     fvd: str = ""  # chain: TorchScript file that makes features of videos; empty: no FVD
+    estimator: str = ""  # chain, controlnet: TorchScript file that finds joints in frames; empty: silhouettes alone
     clip: str = ""  # chain: folder of a CLIP model of transformers; empty: no CLIPScore
     rivals: list[str] = field(default_factory=list)  # chain: exports of stage rivals, each a row of the tables
     ranks: int = 1  # processes that score together
@@ -42,9 +43,7 @@ class EvalOptions:
             raise UserError(f"pictures is {self.pictures}; it must be 0 or more")
         if self.samples < 1:
             raise UserError(f"samples is {self.samples}; it must be at least 1")
-        if self.videos < 1:
-            raise UserError(f"videos is {self.videos}; it must be at least 1")
-        for name in ("repeats", "claim"):
+        for name in ("videos", "repeats", "claim"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if self.ranks < 1:

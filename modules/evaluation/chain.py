@@ -12,7 +12,7 @@ import torch
 from torchmetrics import Metric
 
 from modules.evaluation.ablation import interpolated, mean_pose, spline, stand_still
-from modules.evaluation.foreign import FrechetVideoDistance
+from modules.evaluation.foreign import FrechetVideoDistance, PoseEstimator
 from modules.evaluation.llm import by_kind, is_valid, make_plans, quantised
 from modules.evaluation.names import (
     CODED,
@@ -30,9 +30,7 @@ from modules.evaluation.names import (
 from modules.evaluation.ranks import Ranks
 from modules.evaluation.rows import Scoreboard, is_dense
 from modules.evaluation.shown import Shown
-from modules.evaluation.video import COLUMNS as VIDEO_COLUMNS
-from modules.evaluation.video import NOTES as VIDEO_NOTES
-from modules.evaluation.video import VideoScores, another, score_video
+from modules.evaluation.video import VideoScores, another, open_table, score_video
 from modules.metrics.retrieval import CaptionRetrieval
 from modules.pipeline import Pipeline
 from modules.pose.io import Plan
@@ -58,12 +56,13 @@ class Rival(Protocol):
 class Settings:
     """How much is made."""
 
-    videos: int  # scenes that are rendered
+    videos: int  # scenes that are rendered; 0: none, and no renderer is needed
     seed: int
     repeats: int  # captions of which `AGAIN` further motions are made for Multimodality
     ablations: bool = True  # rows in which each stage is replaced by the truth in turn
     fvd: FrechetVideoDistance | None = None  # the clips need their videos
     clip_score: Metric | None = None
+    estimator: PoseEstimator | None = None
 
 
 def evaluate(
@@ -77,7 +76,7 @@ def evaluate(
     """Every caption is planned and interpolated; the first `videos` scenes are rendered as a whole.
 
     Args:
-        pipeline: with exports of all stages and the evaluator.
+        pipeline: with exports of all stages (of the renderer, where videos are made) and the evaluator.
         train: the training split, for retrieval, the mean pose and novelty.
         clips: the held-out clips.
         rivals: further rows.
@@ -91,13 +90,14 @@ def evaluate(
         run.score(places)
         if progress is not None:
             progress(len(places))
-    judged, matching, moved = run.board.tables()
-    rendered = Table("videos of generated scenes", VIDEO_COLUMNS, notes=[
-        *VIDEO_NOTES, "Figures are held against the generated poses that the renderer was given."
-    ])  # fmt: skip
+    tables = [*run.board.tables(), by_kind(run.board, OURS)]
+    if not settings.videos:
+        return tables, run.shown
+    notes = ["Figures are held against the generated poses that the renderer was given."]
+    rendered = open_table("videos of generated scenes", notes, settings.estimator is not None)
     run.videos.add_row(rendered, "ours")
     _foreign(rendered, settings)
-    return [judged, matching, moved, by_kind(run.board, OURS), rendered], run.shown
+    return [*tables, rendered], run.shown
 
 
 def _foreign(table: Table, settings: Settings) -> None:
@@ -209,7 +209,7 @@ class _Run:
         other = other.at(np.arange(0, other.num_frames, frame_stride))
         # The other scene is held or cut to this one's length.
         other = other.at(np.minimum(np.arange(shown.num_frames), other.num_frames - 1))
-        self.videos.add(place, score_video(video, shown, shown, other, clips[place]))
+        self.videos.add(place, score_video(video, shown, shown, other, clips[place], self.settings.estimator))
         if self.settings.fvd is not None and (encoded := clips[place].video) is not None:
             frames = clips[place].start + np.arange(0, clips[place].scene.num_frames, frame_stride)
             self.settings.fvd.update(video, read_frames(encoded, frames))

@@ -16,7 +16,7 @@ from modules.base.network import BaseNetwork
 from modules.controlnet.config import RenderConfig
 from modules.controlnet.sampler import to_pixels
 from modules.errors import UserError
-from modules.evaluation.video import COLUMNS, NOTES, VideoScores, another, score_video
+from modules.evaluation.video import VideoScores, another, open_table, score_video
 from modules.metrics.intervals import Units
 from modules.pose.letterbox import Letterbox
 from modules.pose.scene import Clip, Scene
@@ -69,6 +69,7 @@ def evaluate(
     count: int,
     settings: RenderConfig,
     seed: int,
+    estimator: Callable[[np.ndarray], np.ndarray] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Table]:
     """Figures, areas and colours of one window of `count` clips.
@@ -79,6 +80,7 @@ def evaluate(
     Args:
         clips: real clips with video.
         seed: video i has the seed seed + i.
+        estimator: finds joints in frames, as in `score_video`.
         progress: called with the number of videos rendered.
     """
     config = renderer.base.config
@@ -113,15 +115,14 @@ def evaluate(
         for place, (video, poses, own, other, s) in enumerate(
             zip(videos, shown, own_poses, other_poses, samples, strict=True)
         ):
-            scores.add(place, score_video(video, poses, own, other, s.clip))
+            scores.add(place, score_video(video, poses, own, other, s.clip, estimator))
         scores.add_row(table, name, with_clothes)
 
-    table = Table("rendering", COLUMNS, notes=[
-        *NOTES,
+    table = open_table("rendering", [
         "Figures are held against the caption's own clip in every row, also where other poses were shown or none.",
         f"{config.num_frames} frames at {fps:g} fps, {settings.steps} steps, "
         f"guidance {settings.guidance_scale:g}, one seed a video from {seed} up.",
-    ])  # fmt: skip
+    ], estimator is not None)  # fmt: skip
     add_row("real video", [s.frames for s in samples], own_poses)
     add_row("autoencoder", reconstruct(renderer.base, samples), own_poses)
     add_row("control off", render(own_poses, 0.0), own_poses, with_clothes=False)

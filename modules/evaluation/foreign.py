@@ -1,4 +1,4 @@
-"""FVD and CLIPScore of rendered videos, by foreign networks that the user names; nothing is downloaded."""
+"""FVD, CLIPScore and poses of rendered videos, by foreign networks that the user names; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -13,8 +13,19 @@ from torchmetrics import Metric
 from modules.errors import UserError
 from modules.metrics.embedding import FrechetDistance
 from modules.metrics.matching import WINDOWS_A_DIMENSION
+from modules.pose.skeleton import NUM_JOINTS
 
 _FRAMES, _SIDE = 16, 224  # what I3D, the usual network, takes
+
+
+def _load(option: str, path: str, what: str) -> torch.jit.ScriptModule:
+    """A TorchScript network that the user names by `option=path`."""
+    if not Path(path).is_file():
+        raise UserError(f"{option}={path}: no such file; name a TorchScript file that {what}, or leave {option} out")
+    try:
+        return torch.jit.load(path, map_location="cpu").eval()
+    except RuntimeError as error:
+        raise UserError(f"{option}={path} is not TorchScript ({str(error).splitlines()[0]})") from None
 
 
 class VideoFeatures:
@@ -26,13 +37,7 @@ class VideoFeatures:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        if not Path(path).is_file():
-            raise UserError(f"fvd={path}: no such file; name a TorchScript file that makes features of videos, for "
-                            "example i3d_torchscript.pt, or leave fvd out")  # fmt: skip
-        try:
-            self.network = torch.jit.load(path, map_location="cpu").eval()
-        except RuntimeError as error:
-            raise UserError(f"fvd={path} is not TorchScript ({str(error).splitlines()[0]})") from None
+        self.network = _load("fvd", path, "makes features of videos, for example i3d_torchscript.pt")
 
     @torch.inference_mode()
     def __call__(self, videos: Sequence[np.ndarray]) -> Tensor:
@@ -80,6 +85,39 @@ class FrechetVideoDistance:
             needed = WINDOWS_A_DIMENSION * dimensions
             return None, f"No FVD: {count} videos, and {dimensions} dimensions need {needed} (videos=)."
         return value, None
+
+
+class PoseEstimator:
+    """A TorchScript network: (B, 3, H, W) RGB in [0, 1] -> (B, P, 18, 3), x and y in px of the picture and confidence.
+
+    Joints are the 18 of OpenPose in the order of `modules/pose/skeleton.py`; x = 0.5 is the middle of the first pixel.
+
+    Raises:
+        UserError: no such file, or not TorchScript.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.network = _load("estimator", path, "finds the 18 joints of people in pictures")
+
+    @torch.inference_mode()
+    def __call__(self, video: np.ndarray) -> np.ndarray:
+        """(F, P, 18, 3) of a video (F, H, W, 3) uint8.
+
+        Raises:
+            UserError: the network takes or gives other shapes.
+        """
+        pixels = torch.from_numpy(video).permute(0, 3, 1, 2).float() / 255
+        try:
+            found = self.network(pixels)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1]
+            raise UserError(f"estimator={self.path} does not take (B, 3, H, W): {reason}") from None
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        if not isinstance(found, Tensor) or found.ndim != 4 or found.shape[0::2] != (len(video), NUM_JOINTS):
+            raise UserError(f"estimator={self.path} gives {shape} for {len(video)} frames; it must give "
+                            f"({len(video)}, P, {NUM_JOINTS}, 3): x, y and confidence")  # fmt: skip
+        return found.float().numpy()
 
 
 def total(distance: FrechetDistance) -> int:

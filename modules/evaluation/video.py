@@ -5,20 +5,22 @@ Letters: F frames, P persons, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from modules.metrics.intervals import ClipAverages, ClipTable
+from modules.metrics.pose import detected_keypoints
 from modules.metrics.video import background_flicker, figure_iou, read_colours, segment
 from modules.pose.figures import figure_mask
 from modules.pose.letterbox import Letterbox
 from modules.pose.scene import Clip, Scene
 from modules.reports import Column, Table
 
-COLUMNS = [
+_COLUMNS = [
     Column("figure IoU", "number", "up"),
     Column("IoU with another clip's figure", "number"),
     Column("area ratio", "number"),
@@ -28,13 +30,25 @@ COLUMNS = [
     Column("flicker", "number", "down"),
     Column("videos", "count"),
 ]
-_AVERAGES = ("figure IoU", "IoU with another clip's figure", "area within 50 %", "background", "clothes", "flicker")
-NOTES = [
+_ESTIMATED = "PCK, estimated"
+_AVERAGES = (
+    "figure IoU", "IoU with another clip's figure", "area within 50 %", "background", "clothes", "flicker", _ESTIMATED
+)  # fmt: skip
+_NOTES = [
     "figure IoU: of the figures found in the video's pixels with those drawn from its own poses, mean over frames.",
     "area ratio: area of the figures found to that of the figures drawn, median over videos.",
     "flicker (temporal consistency): mean change of the background from frame to frame, of 255.",
     "background, clothes (shirt and trousers of each person): the colour that the caption names is seen.",
+    # with a pose estimator:
+    "PCK, estimated: joints that the pose estimator finds within 0.2 torso lengths of the given poses; a joint that it "
+    "does not find is wrong.",
 ]
+
+
+def open_table(title: str, notes: Sequence[str], estimated: bool) -> Table:
+    """A table of `VideoScores`, without rows yet; `estimated`: with the column of a pose estimator."""
+    columns = [*_COLUMNS, Column(_ESTIMATED, "share", "up")] if estimated else list(_COLUMNS)
+    return Table(title, columns, notes=[*(_NOTES if estimated else _NOTES[:-1]), *notes])
 
 
 @dataclass
@@ -47,6 +61,7 @@ class VideoScore:
     background: bool | None  # None: the caption names none
     clothes: list[bool]  # shirt and trousers of everybody
     flicker: float | None = None  # of 255; None: a single frame, or no background
+    keypoints: tuple[float, float] = (0.0, 0.0)  # joints that an estimator finds in their place, and visible ones
 
 
 def another(index: int, count: int) -> int:
@@ -61,7 +76,14 @@ def masks(scene: Scene, height: int, width: int) -> np.ndarray:
     return np.stack([figure_mask(joints[:, i], seen[:, i], height, width) > 0.5 for i in range(scene.num_frames)])
 
 
-def score_video(frames: np.ndarray, shown: Scene, wanted: Scene, other: Scene, clip: Clip) -> VideoScore:
+def score_video(
+    frames: np.ndarray,
+    shown: Scene,
+    wanted: Scene,
+    other: Scene,
+    clip: Clip,
+    estimator: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> VideoScore:
     """Score one video.
 
     Args:
@@ -70,6 +92,7 @@ def score_video(frames: np.ndarray, shown: Scene, wanted: Scene, other: Scene, c
         wanted: the poses that its figures are held against. (F times)
         other: poses of another clip. (F times)
         clip: whose caption counts.
+        estimator: finds (F, P, 18, 3) px and confidence in frames.
     """
     height, width = frames.shape[1:3]
     found, drawn = segment(frames), masks(wanted, height, width)
@@ -95,7 +118,16 @@ def score_video(frames: np.ndarray, shown: Scene, wanted: Scene, other: Scene, c
         background=None if not backdrop else background == backdrop,
         clothes=right,
         flicker=background_flicker(frames, found),
+        keypoints=(0.0, 0.0) if estimator is None else _keypoints(estimator(frames), wanted, height, width),
     )
+
+
+def _keypoints(found: np.ndarray, wanted: Scene, height: int, width: int) -> tuple[float, float]:
+    """Joints that are found where they should be, and those that should."""
+    fitted = Letterbox((wanted.width, wanted.height), (width, height)).scene(wanted)
+    joints, seen = torch.from_numpy(fitted.joints).float(), torch.from_numpy(fitted.visibility)
+    average = detected_keypoints(found, joints, seen)
+    return float(average.total), float(average.count)
 
 
 class VideoScores:
@@ -117,6 +149,7 @@ class VideoScores:
             "area within 50 %": (float(0.5 <= score.area <= 1.5), 1.0),
             "clothes": (float(sum(score.clothes)), float(len(score.clothes))),
         }
+        sums[_ESTIMATED] = score.keypoints
         if score.flicker is not None:
             sums["flicker"] = (score.flicker, 1.0)
         if score.background is not None:
@@ -125,11 +158,13 @@ class VideoScores:
         self.areas.update([place], area=[[score.area]])
 
     def add_row(self, table: Table, name: str, with_clothes: bool = True) -> None:
-        """The means, as a row of a table with `COLUMNS`. All processes must call it together."""
+        """The means, as a row of a table of `open_table`. All processes must call it together."""
         figures: dict[str, Any] = dict(self.averages.compute())
         areas = self.areas.compute()["area"][:, 0]
         shown = areas[areas > 0]
         if not with_clothes:
             figures["clothes"] = None
+        if all(column.name != _ESTIMATED for column in table.columns):
+            del figures[_ESTIMATED]
         figures |= {"area ratio": float(np.median(shown)) if len(shown) else None, "videos": len(shown)}
         table.add(name, **{key.replace(" ", "_"): value for key, value in figures.items()})

@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -137,11 +139,34 @@ def correct_keypoints(poses: Tensor, target: Tensor, visibility: Tensor, thresho
     return masked_average(close.to(poses.dtype), visibility & known[..., None, None])
 
 
+def detected_keypoints(found: np.ndarray, target: Tensor, visibility: Tensor, threshold: float = 0.2) -> Average:
+    """PCK of what a pose estimator finds in pictures: a visible joint that it does not find is a wrong one.
+
+    In each frame detections and people are paired so that most joints are right; people beyond these do not count.
+
+    Args:
+        found: (F, P', 18, 3) px and confidence; below 0.3 a joint counts as not found.
+        target: (P, F, 18, 2) px.
+        visibility: (P, F, 18) bool.
+    """
+    torso, known = torso_length(target, visibility)  # (P,)
+    counted = visibility & known[:, None, None]
+    poses, seen = torch.as_tensor(found[..., :2]), torch.as_tensor(found[..., 2] >= _FOUND)
+    right = 0
+    for frame in range(len(found)):
+        distance = (poses[frame, :, None] - target[None, :, frame]).norm(dim=-1)  # (P', P, 18)
+        close = (distance <= threshold * torso[:, None]) & seen[frame, :, None] & counted[None, :, frame]
+        hits = close.sum(-1).numpy()
+        right += int(hits[linear_sum_assignment(hits, maximize=True)].sum())
+    return Average(torch.tensor(right, dtype=torch.float64), counted.sum().double())
+
+
 # COCO's per-keypoint constants k = 2 sigma, in the order of COCO-18; the neck, which COCO lacks, has the shoulders'.
 OKS_CONSTANTS = 2 * torch.tensor(
     [0.026, 0.079, 0.079, 0.072, 0.062, 0.079, 0.072, 0.062, 0.107, 0.087, 0.089, 0.107, 0.087, 0.089]
     + [0.025, 0.025, 0.035, 0.035]
 )
+_FOUND = 0.3  # confidence from which a joint of an estimator counts
 _BODY_SHARE = 0.53  # of the box is figure, as COCO's own evaluation takes it where there is no mask
 
 

@@ -234,6 +234,14 @@ def test_the_chain_is_scored_and_a_report_is_used_again() -> None:
     assert path.stat().st_mtime_ns > first
 
 
+def test_without_videos_no_renderer_is_needed() -> None:
+    few = ["clips=1", "videos=0", "repeats=0", "ablations=false", "page=false", "out=unseen"]
+    eval_script.main([*CHAIN, "data.path=data", *few, "pipeline.exports.controlnet=nowhere"])
+    titles = [table.title for table in read_report("unseen/test.json").tables]
+    assert titles[:3] == ["chain", "text and motion", "kinematics"]
+    assert "videos of generated scenes" not in titles
+
+
 def test_rivals_and_the_claim_are_further_rows() -> None:
     for kind in ("diffusion", "autoregressive"):
         config = [str(ROOT / f"configs/rivals/{kind}-smoke.yaml")]

@@ -14,15 +14,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from modules.errors import UserError
 from modules.evaluation.claim import viewer_side
-from modules.evaluation.foreign import FrechetVideoDistance, VideoFeatures, clip_score
+from modules.evaluation.foreign import FrechetVideoDistance, PoseEstimator, VideoFeatures, clip_score
 from modules.evaluation.page import write_page
 from modules.evaluation.shown import Shown
 from modules.evaluation.tensorboard import log_report
+from modules.evaluation.video import VideoScores, open_table, score_video
 from modules.evaluation.votes import write_votes
 from modules.metrics.intervals import Estimate
 from modules.metrics.silhouettes import SilhouetteReader, describe
 from modules.metrics.video import background_flicker
-from modules.pose.scene import Scene
+from modules.pose.scene import Clip, Scene
 from modules.reports import Column, Report, Table, read_report, write_report
 
 VIDEO = np.random.default_rng(0).integers(0, 255, (6, 16, 16, 3), np.uint8)
@@ -121,6 +122,53 @@ def test_foreign_networks_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be read as a CLIP model"):
         clip_score(str(tmp_path))
+
+
+class BrightestPixels(torch.nn.Module):
+    """Joint i is where the picture has the grey 100 + 8 i; one person."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        width = x.shape[3]
+        grey = (x.mean(1) * 255).round().flatten(1)  # (B, H W)
+        levels = 100 + 8 * torch.arange(18)
+        distance, place = (grey[:, None] - levels[None, :, None]).abs().min(2)
+        found = [place % width + 0.5, place.div(width, rounding_mode="floor") + 0.5, (distance < 3).float()]
+        return torch.stack(found, -1)[:, None]
+
+
+def test_an_estimator_finds_what_was_drawn(tmp_path: Path, make_scene: Callable[..., Scene]) -> None:
+    path = tmp_path / "estimator.pt"
+    torch.jit.script(BrightestPixels()).save(str(path))  # type: ignore[attr-defined]
+    estimator = PoseEstimator(str(path))
+    scene = make_scene(persons=1, frames=3)
+    person, grid = scene.persons[0], np.arange(18)
+    person.visibility[:] = True
+    person.joints[:] = np.stack([grid % 4 * 12 + 4.5, grid // 4 * 10 + 4.5], -1)
+    video = np.zeros((3, scene.height, scene.width, 3), np.uint8)
+    for joint, (x, y) in enumerate(person.joints[0].astype(int)):
+        video[:, y, x] = 100 + 8 * joint
+    clip = Clip("a", scene, "A person waves.")
+    score = score_video(video, scene, scene, scene, clip, estimator)
+    assert score.keypoints == (54, 54)
+    video[0, person.joints[0, 5, 1].astype(int), person.joints[0, 5, 0].astype(int)] = 0  # a joint is not found
+    assert score_video(video, scene, scene, scene, clip, estimator).keypoints == (53, 54)
+    person.visibility[:, :4] = False  # neck: without a torso there is no measure
+    assert score_video(video, scene, scene, scene, clip, estimator).keypoints == (0, 0)
+    scores, table = VideoScores(["a"]), open_table("videos", [], estimated=True)
+    scores.add(0, score)
+    scores.add_row(table, "ours")
+    assert table.rows[0].values["PCK, estimated"] == 1.0
+
+
+def test_an_estimator_of_other_shapes(tmp_path: Path) -> None:
+    torch.jit.script(Mean()).save(str(tmp_path / "mean.pt"))  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"estimator=.*mean.pt does not take \(B, 3, H, W\)"):
+        PoseEstimator(str(tmp_path / "mean.pt"))(VIDEO)
+    torch.jit.script(torch.nn.Flatten()).save(str(tmp_path / "flat.pt"))  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"gives \(6, 768\) for 6 frames; it must give \(6, P, 18, 3\)"):
+        PoseEstimator(str(tmp_path / "flat.pt"))(VIDEO)
+    with pytest.raises(UserError, match="estimator=none.pt: no such file"):
+        PoseEstimator("none.pt")
 
 
 def bar(at: int, frames: int = 8) -> np.ndarray:
