@@ -384,6 +384,24 @@ def test_noisy_keys_differ_and_clean_ones_do_not() -> None:
     assert (offset[~batch["key_visibility"]] == 0).all()
 
 
+def test_what_is_diffused_starts_from_the_true_keys_however_noisy_those_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, batch = module_of(key_noise=0.3, noise_share=1.0), batch_of([81, 61])
+    courses, given, losses = list[Tensor](), list[Tensor](), module._losses
+
+    def watch(windows: Windows, seen: dict[str, Any], *more: Any) -> Any:
+        courses.append(seen["course"])
+        given.append(seen["keys"])
+        return losses(windows, seen, *more)
+
+    monkeypatch.setattr(module, "_losses", watch)
+    module.model_step(batch, torch.Generator().manual_seed(0))
+    clips, keys = batch["key_mask"].nonzero(as_tuple=True)
+    visible = batch["key_visibility"][clips, keys]
+    at_keys = courses[0][clips, 10 * keys]
+    torch.testing.assert_close(at_keys[visible], batch["keys"][clips, keys][visible], rtol=0, atol=1e-5)
+    assert (at_keys - given[0][clips, keys])[visible].abs().mean() > 0.01
+
+
 def test_training_learns_and_exports_the_same_network(tmp_path: Path) -> None:
     module = module_of(strides=[10, 5], windows_per_clip=4)
     optimizer = torch.optim.Adam(module.network.parameters(), lr=3e-3)
