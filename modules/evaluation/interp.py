@@ -7,7 +7,7 @@ Letters: N people, T frames, K keys, J joints (18).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from modules.interp.config import SamplingConfig
 from modules.interp.network import InterpNetwork
 from modules.interp.sampler import sample
 from modules.interp.splines import clip_spline
+from modules.metrics.intervals import ClipAverages, Units
 from modules.pose.boxes import denormalise, normalise
 from modules.pose.scene import Clip, Person, Scene
 from modules.pose.skeleton import BODY_JOINTS
@@ -25,6 +26,11 @@ from modules.reports import Column, Table
 _BATCH = 64
 _BODY = list(BODY_JOINTS)
 STRIDES = (10, 30)
+_FIGURES = {
+    "MPJPE": "position", "MPJPE px": "pixels", "MPJPE all joints": "all_joints", "at keys": "missed",
+    "acceleration error": "acceleration_error", "acceleration": "acceleration", "through keys": "at_keys",
+    "jerk": "jerk", "visibility": "visibility",
+}  # fmt: skip
 
 
 @dataclass
@@ -38,6 +44,7 @@ class Motion:
     key_seen: np.ndarray  # (K, J) bool
     half: float  # px per unit
     caption: str
+    trial: Hashable  # the recording
 
     @property
     def scored(self) -> np.ndarray:
@@ -64,7 +71,7 @@ class Errors:
 def gather(clips: Sequence[Clip], stride: int) -> list[Motion]:
     """Everybody with at least two key poses."""
     motions = []
-    for clip in clips:
+    for clip, trial in zip(clips, Units.of(clips).trials, strict=True):
         at = np.arange(0, clip.scene.num_frames, stride)
         if len(at) < 2:
             continue
@@ -72,7 +79,7 @@ def gather(clips: Sequence[Clip], stride: int) -> list[Motion]:
             poses = normalise(person.joints, person.box, person.visibility).astype(np.float32)
             half = float(max(person.box[2] - person.box[0], person.box[3] - person.box[1])) / 2
             motions.append(
-                Motion(poses, person.visibility, at, poses[at], person.visibility[at], half, clip.caption)
+                Motion(poses, person.visibility, at, poses[at], person.visibility[at], half, clip.caption, trial)
             )
     return motions
 
@@ -225,24 +232,19 @@ def _table(
     methods["ours"] = drawn[0]
     if samples > 1:
         methods[f"ours, mean of {samples}"] = mean_motion(drawn)
+    trials = [motion.trial for motion in motions]
     for name, found in methods.items():
         errors = measure(motions, found)
-        table.add(
-            name,
-            MPJPE=float(errors.position.mean()),
-            MPJPE_px=float(errors.pixels.mean()),
-            MPJPE_all_joints=float(errors.all_joints.mean()),
-            at_keys=float(errors.missed.mean()),
-            acceleration_error=float(errors.acceleration_error.mean()),
-            acceleration=float(errors.acceleration.mean()),
-            through_keys=float(np.nanmean(errors.at_keys)) if np.isfinite(errors.at_keys).any() else None,
-            jerk=float(errors.jerk.mean()),
-            visibility=float(errors.visibility.mean()),
-        )
+        scores = ClipAverages(trials, [column.name for column in columns])
+        for person in range(len(motions)):
+            sums = {column: float(getattr(errors, figure)[person]) for column, figure in _FIGURES.items()}
+            scores.add(person, {column: (value, 1.0) for column, value in sums.items() if np.isfinite(value)})
+        table.add(name, **{column.replace(" ", "_"): value for column, value in scores.compute().items()})
     table.notes.append(
         f"{len(motions)} people; body joints, frames between keys. "
         "Units: half of the box's longer side = 1; acceleration and jerk: mean length of the second and third "
-        "differences, per frame^2 and frame^3; through keys: acceleration at the inner keys."
+        "differences, per frame^2 and frame^3; through keys: acceleration at the inner keys. "
+        f"± is half of the 95 % interval by bootstrap over {len(set(trials))} trials."
     )
     return table
 

@@ -5,7 +5,7 @@ Letters: N people, K key poses, J joints (18), Q quantisers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from modules.evaluation.tokenizer_conditions import by_view, with_hidden_joints
 from modules.metrics.codebook import code_counts, dead_share, perplexity
-from modules.metrics.pose import Average, PoseError, position_error, unit_scale
+from modules.metrics.intervals import ClipAverages, Units
+from modules.metrics.pose import joint_mask, pose_sums, position_error, unit_scale
 from modules.pose.boxes import denormalise
 from modules.pose.scene import Clip, Person, Scene
 from modules.pose.skeleton import BODY_JOINTS
@@ -23,6 +24,10 @@ from modules.vqvae.data import Encode, collate
 from modules.vqvae.network import DecodedPoses, PoseTokenizer
 
 _BATCH = 128
+_FIGURES = {
+    "mpjpe_px": "MPJPE px", "mpjpe_diagonal": "MPJPE % of diagonal", "mpjpe": "MPJPE", "mpjpe_torso": "MPJPE torso",
+    "pck": "PCK", "velocity_error": "velocity error", "bone_error": "bone error",
+}  # fmt: skip
 
 
 def batches(clips: Sequence[Clip], stride: int, num_keys: int) -> list[dict[str, Tensor]]:
@@ -33,12 +38,17 @@ def batches(clips: Sequence[Clip], stride: int, num_keys: int) -> list[dict[str,
     encode, rng = Encode(VQVAEConfig(stride=stride, num_keys=num_keys)), np.random.default_rng(0)
     items = [item for clip in clips for item in encode(clip, rng, False)]
     frames = stride * num_keys
-    boxes = [person.box for clip in clips for person in clip.scene.persons if person.visibility[:frames].any()]
+    boxes = [person.box for clip in clips for person in _encoded(clip, frames)]
     assert len(boxes) == len(items)
     return [
         collate(items[i : i + _BATCH]) | {"clip_boxes": torch.from_numpy(np.stack(boxes[i : i + _BATCH]))}
         for i in range(0, len(items), _BATCH)
     ]
+
+
+def _encoded(clip: Clip, frames: int) -> list[Person]:
+    """Those people of a clip that are seen in its first frames."""
+    return [person for person in clip.scene.persons if person.visibility[:frames].any()]
 
 
 def mean_pose(train: Sequence[dict[str, Tensor]]) -> Tensor:
@@ -72,6 +82,8 @@ def evaluate(
     data, seen = batches(clips, stride, num_keys), batches(train, stride, num_keys)
     codes = encode(network, data)
     constant = mean_pose(seen)
+    units, frames = Units.of(clips), stride * num_keys
+    trials = [trial for clip, trial in zip(clips, units.trials, strict=True) for _ in _encoded(clip, frames)]
 
     columns = [
         Column("MPJPE px", "px", "down"),
@@ -86,19 +98,20 @@ def evaluate(
         Column("visibility", "share", "up"),
     ]
     table = Table("reconstruction", columns)
-    _add(table, "mean pose", data, [constant.expand_as(batch["poses"]) for batch in data], None)
+    _add(table, "mean pose", data, [constant.expand_as(batch["poses"]) for batch in data], None, trials)
     depths = network.config.num_quantizers
     found: list[DecodedPoses] = []
     for depth in range(1, depths + 1):
         found = [network.decode(c, batch["key_mask"], depth) for c, batch in zip(codes, data, strict=True)]
         name = "ours" if depth == depths else f"ours, {depth} of {depths} codes"
-        _add(table, name, data, [f.poses for f in found], [f.visibility for f in found])
+        _add(table, name, data, [f.poses for f in found], [f.visibility for f in found], trials)
     people = sum(len(batch["poses"]) for batch in data)
     table.notes = [
         f"{people} people, keys every {stride} frames, visible joints. MPJPE: box units (half of the longer side = 1); "
         "body: without the face; clip box: in units of the box over the clip as it was read (the whole clip with "
         "data.num_frames=100000); torso: in torso lengths. PCK: within 0.2 torso lengths. velocity error: "
         "between successive keys. bone error: of the limbs' lengths in the picture. Codes of padding are a constant.",
+        f"± is half of the 95 % interval by bootstrap over trials: {units}.",
     ]
     more = [*by_view(clips, data, found), with_hidden_joints(network, data, found)]
     usage = {"held out": _counts(network, data, codes), "training": _counts(network, seen, encode(network, seen))}
@@ -111,36 +124,28 @@ def _add(
     data: Sequence[dict[str, Tensor]],
     poses: Sequence[Tensor],
     visible: Sequence[Tensor] | None,
+    trials: Sequence[Hashable],
 ) -> None:
-    whole, body = PoseError(), PoseError(BODY_JOINTS)
-    right = total = 0
-    in_clip_box: list[Average] = []
+    """A row of the table of reconstructions; `trials` are those of all people in `data`."""
+    scores, person = ClipAverages(trials, [column.name for column in table.columns]), 0
     for i, (batch, found) in enumerate(zip(data, poses, strict=True)):
         seen = batch["visibility"] & batch["key_mask"][..., None]
-        whole.update(found, batch["poses"], seen, batch["boxes"])
-        body.update(found, batch["poses"], seen)
         scale = unit_scale(batch["boxes"], batch["clip_boxes"])
-        in_clip_box.append(position_error(found, batch["poses"], seen, scale))
         # The mean pose takes every joint as seen.
         guess = visible[i] if visible is not None else torch.ones_like(seen)
-        right += int((guess == batch["visibility"])[batch["key_mask"]].sum())
-        total += int(batch["key_mask"].sum()) * seen.shape[-1]
-    figures = {key: float(value) for key, value in whole.compute().items()}
-    table.add(
-        name,
-        **{
-            "MPJPE_px": figures["mpjpe_px"],
-            "MPJPE_%_of_diagonal": figures["mpjpe_diagonal"],
-            "MPJPE": figures["mpjpe"],
-            "MPJPE_body": float(body.compute()["mpjpe"]),
-            "MPJPE_clip_box": float(sum(a.total for a in in_clip_box) / sum(a.count for a in in_clip_box)),
-            "MPJPE_torso": figures.get("mpjpe_torso"),
-            "PCK": figures.get("pck"),
-            "velocity_error": figures.get("velocity_error"),
-            "bone_error": figures.get("bone_error"),
-            "visibility": right / total,
-        },
-    )
+        right = (guess == batch["visibility"]) & batch["key_mask"][..., None]
+        for j in range(len(found)):
+            own = slice(j, j + 1)
+            given = found[own], batch["poses"][own], seen[own]
+            figures = pose_sums(*given, batch["boxes"][own])
+            sums = {column: figures[figure] for figure, column in _FIGURES.items()}
+            sums["MPJPE body"] = position_error(*given[:2], joint_mask(given[2], BODY_JOINTS))
+            sums["MPJPE clip box"] = position_error(*given, scale[own])
+            counted = {column: (float(average.total), float(average.count)) for column, average in sums.items()}
+            total = float(batch["key_mask"][j].sum()) * seen.shape[-1]
+            scores.add(person, counted | {"visibility": (float(right[j].sum()), total)})
+            person += 1
+    table.add(name, **{column.replace(" ", "_"): value for column, value in scores.compute().items()})
 
 
 @torch.inference_mode()

@@ -243,6 +243,43 @@ def unit_scale(box: Tensor, other: Tensor) -> Tensor:
     return box_scales(box)[0] / box_scales(other)[0]
 
 
+def pose_sums(
+    poses: Tensor,
+    target: Tensor,
+    visibility: Tensor,
+    boxes: Tensor | None = None,
+    joints: Sequence[int] | None = None,
+) -> dict[str, Average]:
+    """The figures of `PoseError`, by name, over the poses given. Arguments as `PoseError.update`."""
+    poses, target = poses.float(), target.float()
+    torso, known = torso_length(target, visibility)
+    chosen = joint_mask(visibility, joints)
+    with_torso = chosen & known[:, None, None]
+    per_torso = 1 / torso.clamp(min=1e-6)[:, None, None]
+    distance = (poses - target).norm(dim=-1)  # (B, N, J)
+    (length, both), (true_length, _) = bone_lengths(poses, chosen), bone_lengths(target, chosen)
+    found = {
+        "mpjpe": masked_average(distance, chosen),
+        "mpjpe_torso": masked_average(distance * per_torso, with_torso),
+        "pck": masked_average((distance * per_torso <= 0.2).double(), with_torso),
+        "bone_error": masked_average((length - true_length).abs(), both),
+        "velocity_error": difference_error(poses, target, chosen, order=1),
+        "acceleration_error": difference_error(poses, target, chosen, order=2),
+        "acceleration": mean_acceleration(poses, chosen),
+        "true_acceleration": mean_acceleration(target, chosen),
+        "oks": masked_average(*keypoint_similarity(poses, target, chosen)),
+        "jerk": mean_jerk(poses, chosen),
+        "true_jerk": mean_jerk(target, chosen),
+        "bone_drift": bone_drift(poses, chosen),
+        "foot_skate": foot_skate(poses, chosen),
+    }
+    if boxes is not None:
+        pixels, diagonals = box_scales(boxes.float())
+        found["mpjpe_px"] = masked_average(distance * pixels, chosen)
+        found["mpjpe_diagonal"] = masked_average(100 * distance * diagonals, chosen)
+    return found
+
+
 class PoseError(Metric):
     """Errors of poses in box coordinates, averaged over everything seen since the last reset.
 
@@ -286,32 +323,7 @@ class PoseError(Metric):
             visibility: (B, N, J) bool, the true one, False in padding.
             boxes: (B, 4) px.
         """
-        poses, target = poses.float(), target.float()
-        torso, known = torso_length(target, visibility)
-        chosen = joint_mask(visibility, self.joints)
-        with_torso = chosen & known[:, None, None]
-        per_torso = 1 / torso.clamp(min=1e-6)[:, None, None]
-        distance = (poses - target).norm(dim=-1)  # (B, N, J)
-        (length, both), (true_length, _) = bone_lengths(poses, chosen), bone_lengths(target, chosen)
-        found = {
-            "mpjpe": masked_average(distance, chosen),
-            "mpjpe_torso": masked_average(distance * per_torso, with_torso),
-            "pck": masked_average((distance * per_torso <= 0.2).double(), with_torso),
-            "bone_error": masked_average((length - true_length).abs(), both),
-            "velocity_error": difference_error(poses, target, chosen, order=1),
-            "acceleration_error": difference_error(poses, target, chosen, order=2),
-            "acceleration": mean_acceleration(poses, chosen),
-            "true_acceleration": mean_acceleration(target, chosen),
-            "oks": masked_average(*keypoint_similarity(poses, target, chosen)),
-            "jerk": mean_jerk(poses, chosen),
-            "true_jerk": mean_jerk(target, chosen),
-            "bone_drift": bone_drift(poses, chosen),
-            "foot_skate": foot_skate(poses, chosen),
-        }
-        if boxes is not None:
-            pixels, diagonals = box_scales(boxes.float())
-            found["mpjpe_px"] = masked_average(distance * pixels, chosen)
-            found["mpjpe_diagonal"] = masked_average(100 * distance * diagonals, chosen)
+        found = pose_sums(poses, target, visibility, boxes, self.joints)
         for name, average in found.items():
             self.totals[self.NAMES.index(name)] += average.total
             self.counts[self.NAMES.index(name)] += average.count

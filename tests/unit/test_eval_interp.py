@@ -60,6 +60,9 @@ def test_rows_of_the_main_table(network: InterpNetwork) -> None:
     assert cell(first, "ours", "at keys") < 1e-4
     assert cell(first, "ours, mean of 3", "MPJPE") < cell(first, "ours", "MPJPE")
     assert "10 alone" in second.notes[-1]
+    ours = first.rows[3]
+    low, high = ours.intervals["MPJPE"]
+    assert low < ours.values["MPJPE"] < high
 
 
 def test_power_is_told_by_band() -> None:
@@ -70,7 +73,7 @@ def test_power_is_told_by_band() -> None:
     poses[..., 0] = np.cumsum(speed)[:, None]
     # A joint that is not seen for a while jumps to (0, 0) and back: it has no say.
     seen[20:40, 4], poses[20:40, 4] = False, 0
-    power = _power([Motion(poses, seen, at := np.arange(0, 80, 10), poses[at], seen[at], 1.0, "")], [poses], 30)
+    power = _power([Motion(poses, seen, at := np.arange(0, 80, 10), poses[at], seen[at], 1.0, "", "a")], [poses], 30)
     assert power.argmax() == BANDS.index((4, 8))
     assert power.max() > 0.95 * power.sum()
 

@@ -66,6 +66,10 @@ def test_the_errors_by_camera_add_up(network: PoseTokenizer, clips: list[Clip]) 
     assert {row.name: row.values["people"] for row in views.rows} == {
         "from the front": 2, "from the side": 1, "from behind": 1,
     }  # fmt: skip
+    ours = next(row for row in tables["reconstruction"].rows if row.name == "ours")
+    low, high = ours.intervals["MPJPE"]
+    each = [cell(evaluate(network, clips, [clip], stride=STRIDE, num_keys=KEYS)[0], "ours", "MPJPE") for clip in clips]
+    assert min(each) <= low < ours.values["MPJPE"] < high <= max(each)
     alone = evaluate(network, clips, [clips[1]], stride=STRIDE, num_keys=KEYS)[0]
     assert cell(views, "from the side", "MPJPE") == pytest.approx(cell(alone, "ours", "MPJPE"), rel=1e-5)
 
