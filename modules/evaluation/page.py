@@ -153,9 +153,9 @@ def _bars(table: Table) -> list[str]:
                 for x in (row.intervals[column.name][0], row.values[column.name], row.intervals[column.name][1])
             )
             y, color = 16 + 18 * number, _COLORS[1] if _is_ours(row.name) else _COLORS[0]
-            label = row.name if len(row.name) <= 27 else row.name[:26] + "…"
+            label = row.name if len(row.name) <= 25 else row.name[:24] + "…"
             marks.append(
-                f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{_text(label)}</text>'
+                f'<text x="{left - 8}" y="{y + 4}" text-anchor="end"><title>{_text(row.name)}</title>{_text(label)}</text>'
                 f'<line x1="{a:.1f}" x2="{b:.1f}" y1="{y}" y2="{y}" stroke="{color}" stroke-width="2"/>'
                 f'<circle cx="{v:.1f}" cy="{y}" r="3.5" fill="{color}"/>'
             )
@@ -232,9 +232,9 @@ def _png(picture: np.ndarray) -> str:
 
 
 def inline_video(frames: np.ndarray, fps: float) -> str:
-    """A `<video>` that holds its data, small canvases enlarged."""
+    """A `<video>` that holds its data, small canvases enlarged; until it plays, its middle frame is shown."""
     scale = max(1, 192 // frames.shape[1])
     large = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     data = base64.b64encode(encode_video(large, fps)).decode()
-    source = f"data:video/mp4;base64,{data}"
-    return f'<video controls loop muted playsinline preload="metadata" src="{source}"></video>'
+    source, poster = f"data:video/mp4;base64,{data}", _png(large[len(large) // 2])
+    return f'<video controls loop muted playsinline preload="metadata" poster="{poster}" src="{source}"></video>'

@@ -56,7 +56,7 @@ def test_the_page_needs_nothing_else(tmp_path: Path, make_scene: Callable[..., S
     assert page.startswith("<!doctype html>")
     assert "<script" not in page
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 3  # two strips, and what the video shows before it plays
     assert page.count("data:video/mp4;base64,") == 1
     assert "chain &lt;1&gt;" in page
     assert "A &lt;b&gt; person" in page
