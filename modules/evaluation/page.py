@@ -153,9 +153,10 @@ def _bars(table: Table) -> list[str]:
                 for x in (row.intervals[column.name][0], row.values[column.name], row.intervals[column.name][1])
             )
             y, color = 16 + 18 * number, _COLORS[1] if _is_ours(row.name) else _COLORS[0]
-            label = row.name if len(row.name) <= 25 else row.name[:24] + "…"
+            label = _text(row.name if len(row.name) <= 25 else row.name[:24] + "…")
+            label += f"<title>{_text(row.name)}</title>"
             marks.append(
-                f'<text x="{left - 8}" y="{y + 4}" text-anchor="end"><title>{_text(row.name)}</title>{_text(label)}</text>'
+                f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{label}</text>'
                 f'<line x1="{a:.1f}" x2="{b:.1f}" y1="{y}" y2="{y}" stroke="{color}" stroke-width="2"/>'
                 f'<circle cx="{v:.1f}" cy="{y}" r="3.5" fill="{color}"/>'
             )
