@@ -23,12 +23,12 @@ _SIZE = (192, 192)  # px, height and width of a pose
 def write_comparisons(folder: Path, comparisons: Sequence[tuple[str, dict[str, Scene]]]) -> None:
     """For each (file name, {label: scene}): <name>.png, strips above each other, and <name>.mp4, side by side.
 
-    The first scene of each is the true one: all are shown on the canvas around its people.
+    The first scene of each is the true one; all are shown on one canvas around the people of all.
     """
     for name, scenes in comparisons:
         folder.mkdir(parents=True, exist_ok=True)
         true = next(iter(scenes.values()))
-        shown = {label: _zoomed(scene, true) for label, scene in scenes.items()}
+        shown = {label: _zoomed(scene, list(scenes.values())) for label, scene in scenes.items()}
         strips = [
             part
             for label, scene in shown.items()
@@ -69,9 +69,10 @@ def _line(text: str, width: int) -> np.ndarray:
     return line
 
 
-def _zoomed(scene: Scene, on: Scene) -> Scene:
-    """The scene on a square canvas around the people of another one."""
-    low, high = on.boxes[:, :2].min(0), on.boxes[:, 2:].max(0)
+def _zoomed(scene: Scene, on: Sequence[Scene]) -> Scene:
+    """The scene on a square canvas around the people of several."""
+    boxes = np.concatenate([other.boxes for other in on])
+    low, high = boxes[:, :2].min(0), boxes[:, 2:].max(0)
     side = int(np.ceil(1.2 * (high - low).max()))
     shift = np.array([side, side]) / 2 - (low + high) / 2
     persons = [
