@@ -5,17 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
 
 import numpy as np
 import torch
 
 from modules.errors import UserError
+from modules.evaluation.llm_details import examples
 from modules.evaluation.ranks import Ranks
 from modules.evaluation.rows import COLUMNS, Scoreboard, column_name
-from modules.llm.data import Collate, Encode, next_token_targets, place_pose_tokens
-from modules.llm.network import next_token_losses
 from modules.llm.scenes import decode_codes
+from modules.llm.scoring import score_scenes
 from modules.metrics.intervals import ClipAverages, Estimate, Units
 from modules.metrics.retrieval import CaptionRetrieval
 from modules.metrics.scene import VERDICTS, verdict_sums
@@ -93,35 +92,28 @@ def evaluate(
 def next_tokens(pipeline: Pipeline, clips: Sequence[Clip]) -> Table:
     """Cross-entropy, perplexity and accuracy of the next token of the real scenes, by its kind.
 
-    The true tokens stand before each (teacher forcing). Perplexity is over the whole vocabulary; beside it stands that
-    of guessing among the tokens of the kind.
+    The true tokens stand before each (teacher forcing). Perplexity is over the whole vocabulary (with a depth head, of
+    the codes of a key pose: over one codebook); beside it stands that of guessing among the tokens of the kind.
     """
-    director, network = pipeline.director, cast(Any, pipeline.director.network)
-    vocabulary = director.grammar.vocabulary
+    director, vocabulary = pipeline.director, pipeline.director.grammar.vocabulary
     kinds, names = vocabulary.kind_table, vocabulary.kind_names
-    encode = Encode(max_people=director.grammar.max_people, start_jitter=False)
-    encode.bind(stride=director.stride, max_keys=vocabulary.codes.max_keys)
-    collate = Collate(pack_length=0)
-    collate.bind(grammar=director.grammar, context=network.config.max_position_embeddings)
     averages = ClipAverages(Units.of(clips).trials, [f"{what} {name}" for name in names for what in ("loss", "hit")])
     for places in Ranks.current().chunks(len(clips)):
-        for place in places:
-            items = encode(clips[place], np.random.default_rng(0), False)
-            if not items:
-                continue
-            batch = {k: v.to(pipeline.device) if isinstance(v, torch.Tensor) else v for k, v in collate(items).items()}
-            codes = pipeline.tokenizer.encode(batch["poses"], batch["visibility"], batch["key_mask"])
-            input_ids = place_pose_tokens(batch, codes, director.grammar)
-            at, targets = next_token_targets(input_ids, batch["sample_ids"], director.grammar, "scene")
-            states = network.model(input_ids=input_ids, use_cache=False).last_hidden_state  # one scene, unpadded
-            losses, hits = next_token_losses(network.lm_head, states.flatten(0, 1)[at], targets, 1)
-            kind = kinds[targets.cpu().numpy()]
+        scenes = {
+            place: example
+            for place in places
+            for example in examples(director, pipeline.tokenizer, [clips[place]])
+        }  # a clip without people has none
+        prompts = director.grammar.encode_prompts([example.caption for example in scenes.values()])
+        scores = score_scenes(director, prompts, [example.scene for example in scenes.values()])
+        for (place, example), score in zip(scenes.items(), scores, strict=True):
+            tokens = np.array(example.scene)
+            kind, hits = kinds[tokens], score.firsts == tokens
             sums: dict[str, tuple[float, float]] = {}
             for number in np.unique(kind):
-                chosen = torch.from_numpy(kind == number)
-                count = float(chosen.sum())
-                sums[f"loss {names[number]}"] = (float(losses.cpu().double()[chosen].sum()), count)
-                sums[f"hit {names[number]}"] = (float(hits.cpu()[chosen].sum()), count)
+                chosen = kind == number
+                sums[f"loss {names[number]}"] = (float(score.losses[chosen].sum()), float(chosen.sum()))
+                sums[f"hit {names[number]}"] = (float(hits[chosen].sum()), float(chosen.sum()))
             averages.add(place, sums)
     found = averages.compute()
     columns = [Column("cross-entropy", "number", "down"), Column("perplexity", "number", "down")]

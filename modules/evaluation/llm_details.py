@@ -41,13 +41,14 @@ def examples(director: Director, vqvae: torch.nn.Module, clips: Sequence[Clip]) 
     """Scenes of clips, from their first frame on; clips without people are left out."""
     encode = Encode(max_people=director.grammar.max_people, start_jitter=False)
     encode.bind(stride=director.stride, max_keys=director.grammar.vocabulary.codes.max_keys)
-    found = []
+    device, found = next(vqvae.parameters()).device, []
     for clip in clips:
         for item in encode(clip, np.random.default_rng(0), False):
-            mask = torch.ones(item["poses"].shape[:2], dtype=torch.bool)
+            poses, seen = (torch.from_numpy(item[name]).to(device) for name in ("poses", "visibility"))
+            mask = torch.ones(poses.shape[:2], dtype=torch.bool, device=device)
             with torch.inference_mode():
-                codes = vqvae.encode(torch.from_numpy(item["poses"]), torch.from_numpy(item["visibility"]), mask)  # type: ignore[operator]
-            scene = director.grammar.scene_ids(item["boxes"], codes.numpy())
+                codes = vqvae.encode(poses, seen, mask)  # type: ignore[operator]
+            scene = director.grammar.scene_ids(item["boxes"], codes.cpu().numpy())
             unusual = bool(clip.meta.get("held_out_phrasing"))
             found.append(Example(clip.caption, scene, len(item["boxes"]), unusual))
     return found

@@ -15,6 +15,7 @@ from configs.eval_schema import EvalOptions
 from modules.checkpoint import load_frozen
 from modules.errors import UserError
 from modules.evaluation import llm_details
+from modules.evaluation.llm import next_tokens
 from modules.evaluation.llm_details import Example, examples, grammar_table, read_paraphrases, spread, text_table
 from modules.evaluation.pictures import write_comparisons, written
 from modules.llm.config import DepthHeadConfig
@@ -52,6 +53,13 @@ def test_scores_are_the_losses_of_training(vqvae: Path, layers: int) -> None:  #
     for kind in set(kinds.tolist()):
         wanted = expected.losses[expected.kinds == kind].numpy()
         np.testing.assert_allclose(np.sort(losses[kinds == kind]), np.sort(wanted), rtol=1e-4, atol=1e-5)
+    pipeline = Pipeline(PipelineConfig())
+    pipeline.director, pipeline.tokenizer = director, load_frozen(vqvae, "vqvae")  # type: ignore[assignment]
+    table = next_tokens(pipeline, make_clips()[:4])
+    for row in table.rows:
+        kind = director.grammar.vocabulary.kind_names.index(row.name)
+        wanted = expected.losses[expected.kinds == kind].mean()
+        assert row.values["cross-entropy"] == pytest.approx(float(wanted), rel=1e-4)
 
 
 def test_first_choices_are_those_of_transformers(vqvae: Path) -> None:  # noqa: F811
