@@ -12,7 +12,9 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,14 +163,36 @@ def _how_to_make(stage: str | None) -> str:
     return f"`make train-{stage}` makes one" if stage else "`make train` makes them"
 
 
+@contextmanager
+def misfit_explained(export: ExportInfo) -> Iterator[None]:
+    """Where a network is built from an export: keys or shapes that do not fit become one line.
+
+    Raises:
+        UserError: the configuration or the weights are not those that this code knows.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError, KeyError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = textwrap.shorten(lines[min(1, len(lines) - 1)], 160)  # the first only says whose weights they are
+        by = f" ({export.info['code']})" if "code" in export.info else ""
+        raise UserError(
+            f"{export.directory} does not fit this version of the code ({reason}): it is damaged or was made by "
+            f"another version{by}; {_how_to_make(export.stage)}"
+        ) from error
+
+
 def load_frozen(directory: str | Path, stage: str) -> nn.Module:
     """The network of an export, in eval mode, without gradients.
 
-    A module that holds one must keep it in eval mode in its own `train()`. Checkpoint keys that do not match are an
-    error.
+    A module that holds one must keep it in eval mode in its own `train()`.
+
+    Raises:
+        UserError: no such export, one of another stage, or one whose configuration or weights are not those that this
+            code knows.
     """
-    read_export(directory, stage)
-    network: nn.Module = importlib.import_module(f"modules.{stage}.network").from_export(Path(directory))
+    with misfit_explained(read_export(directory, stage)):
+        network: nn.Module = importlib.import_module(f"modules.{stage}.network").from_export(Path(directory))
     return network.eval().requires_grad_(False)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from modules.checkpoint import read_export
+from modules.checkpoint import misfit_explained, read_export
 from modules.pose.skeleton import NUM_JOINTS
 from modules.vqvae.config import NetworkConfig, QuantizerConfig
 from modules.vqvae.quantizer import ResidualQuantizer
@@ -103,8 +103,9 @@ class PoseTokenizer(nn.Module):
             UserError: no export of the stage vqvae there, or its weights do not fit.
         """
         found = read_export(directory, "vqvae")
-        network = cls(NetworkConfig(**found.config["network"]), QuantizerConfig(**found.config["quantizer"]))
-        network.load_state_dict(found.load_state())
+        with misfit_explained(found):
+            network = cls(NetworkConfig(**found.config["network"]), QuantizerConfig(**found.config["quantizer"]))
+            network.load_state_dict(found.load_state())
         return network.eval()
 
     def encode(self, poses: Tensor, visibility: Tensor, key_mask: Tensor | None = None) -> Tensor:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from modules.checkpoint import fingerprint, read_export, save_export
+from modules.checkpoint import fingerprint, load_frozen, read_export, save_export
 from modules.errors import UserError
 from modules.optim import OptimConfig, build_optimizer, lr_factor
+from modules.vqvae.config import NetworkConfig, QuantizerConfig
+from modules.vqvae.network import PoseTokenizer
 
 
 def save(directory: Path, value: float = 1.0, stage: str = "vqvae") -> None:
@@ -76,6 +80,25 @@ def test_damaged_exports(tmp_path: Path) -> None:
     (tmp_path / "export/export.json").write_text("{}")
     with pytest.raises(UserError, match="not an export description"):
         read_export(tmp_path / "export")
+
+
+def test_an_export_of_another_version_of_the_code(tmp_path: Path) -> None:
+    network = PoseTokenizer(NetworkConfig(num_quantizers=2, codebook_size=8, latent_dim=8, width=16, dilations=[1]))
+    config: dict[str, Any] = {
+        "network": dataclasses.asdict(network.config), "quantizer": dataclasses.asdict(QuantizerConfig())
+    }  # fmt: skip
+    state = network.state_dict()
+    made: dict[str, Any] = {"stage": "vqvae", "config": config, "info": {"code": "abc123"}}
+    save_export(tmp_path / "now", state=state, **made)
+    load_frozen(tmp_path / "now", "vqvae")
+    renamed = {f"{'old.' if number == 0 else ''}{name}": value for number, (name, value) in enumerate(state.items())}
+    save_export(tmp_path / "weights", state=renamed, **made)
+    with pytest.raises(UserError, match=r"does not fit this version .*made by another version \(abc123\); `make tr"):
+        load_frozen(tmp_path / "weights", "vqvae")
+    config["network"]["colour"] = "red"
+    save_export(tmp_path / "config", state=state, **made)
+    with pytest.raises(UserError, match=r"does not fit this version .*colour"):
+        load_frozen(tmp_path / "config", "vqvae")
 
 
 def test_the_fingerprint_names_the_weights(tmp_path: Path) -> None:
