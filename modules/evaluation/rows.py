@@ -13,7 +13,7 @@ from modules.metrics.embedding import POOL, distinct
 from modules.metrics.intervals import ClipAverages, Units
 from modules.metrics.matching import MatchingScores
 from modules.metrics.novelty import Motions, gather_motions, nearest_distances
-from modules.metrics.scene import VERDICTS, SceneVerdict, judge_scene, verdict_sums
+from modules.metrics.scene import VERDICTS, SceneVerdict, boxes_on, judge_scene, verdict_sums
 from modules.pose.actors import clip_actors
 from modules.pose.boxes import normalise
 from modules.pose.scene import Clip, Person, Scene
@@ -158,7 +158,8 @@ class Scoreboard:
         row.matching.update(places, embedded, self.real(places), again)
         for i, (place, scene) in enumerate(zip(places, scenes, strict=True)):
             clip = self.clips[place]
-            verdict = judge_scene(scene, actions[i], clip_actors(clip), caption_seconds(clip), clip.scene.boxes)
+            boxes = boxes_on(clip.scene, scene.width, scene.height)
+            verdict = judge_scene(scene, actions[i], clip_actors(clip), caption_seconds(clip), boxes)
             self.verdicts[name][place] = verdict
             sums = verdict_sums(verdict)
             if valid is not None:

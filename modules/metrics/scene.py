@@ -54,6 +54,11 @@ def match_boxes(found: np.ndarray, reference: np.ndarray) -> float:
     return float(overlap[rows, columns].sum() / len(reference))
 
 
+def boxes_on(scene: Scene, width: int, height: int) -> np.ndarray:
+    """The boxes (P, 4) of a scene as they are on another canvas: the same shares of its width and height, px."""
+    return scene.boxes * np.tile([width / scene.width, height / scene.height], 2)
+
+
 def judge_scene(
     scene: Scene, actions: Sequence[str], actors: Sequence[Actor], seconds: float, boxes: np.ndarray
 ) -> SceneVerdict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from datamodules.synthetic.clips import synthesise
 from modules.metrics.geometry import SIDE_LIMBS, moving_side, travel_direction
 from modules.metrics.novelty import gather_motions, nearest_distances
 from modules.metrics.retrieval import CaptionRetrieval
-from modules.metrics.scene import VERDICTS, SceneVerdict, judge_scene, match_boxes, scene_seconds, verdict_sums
+from modules.metrics.scene import (
+    VERDICTS,
+    SceneVerdict,
+    boxes_on,
+    judge_scene,
+    match_boxes,
+    scene_seconds,
+    verdict_sums,
+)
 from modules.pose.actors import Actor, clip_actors
 from modules.pose.scene import Clip, Scene, make_person
 
@@ -62,6 +71,14 @@ def test_who_is_never_seen_travels_nowhere() -> None:
     person.visibility[:] = False
     assert travel_direction(person, np.arange(5) / 30) == "none"
     assert moving_side(person, "wave") in ("left", "right", "both")
+
+
+def test_boxes_of_another_canvas_are_compared_as_shares_of_it(clips: list[Clip]) -> None:
+    scene = clips[0].scene
+    large = dataclasses.replace(scene, width=20 * scene.width, height=10 * scene.height)
+    large.persons = [dataclasses.replace(p, box=p.box * np.array([20, 10, 20, 10])) for p in scene.persons]
+    assert match_boxes(large.boxes, scene.boxes) < 0.1
+    assert match_boxes(large.boxes, boxes_on(scene, large.width, large.height)) == pytest.approx(1)
 
 
 def judge(clip: Clip, scene: Scene, actions: list[str] | None = None) -> SceneVerdict:
