@@ -19,7 +19,10 @@ from modules.pose.draw import pose_strip, with_label
 from modules.pose.scene import Clip
 from modules.rivals.config import RivalsConfig
 from modules.rivals.data import Encode, collate
+from modules.rivals.diffusion import DiffusionRival
 from modules.rivals.network import build, from_plain
+
+_FIT_CLIPS = 300  # clips from which the scale of the motion is fitted
 
 
 class RivalsModule(L.LightningModule):
@@ -37,13 +40,18 @@ class RivalsModule(L.LightningModule):
         self.encode, self.collate = Encode(self.config.network), collate
 
     def setup_data(self, clips: Callable[[], Iterable[Clip]]) -> None:
-        """The vocabulary of the captions, and the canvas of the first clip."""
+        """The vocabulary of the captions, the canvas of the first clip, and the scale of the motion."""
         captions: list[str] = []
+        items: list[dict[str, Any]] = []
         for clip in clips():
             if not captions:
                 self.network.canvas.copy_(torch.tensor([clip.scene.width, clip.scene.height]))
             captions.append(clip.caption)
+            if len(items) < _FIT_CLIPS:
+                items += self.encode(clip, np.random.default_rng(0), False)
         self.network.text.fit_vocabulary(captions)
+        if isinstance(self.network, DiffusionRival):
+            self.network.fit_scale(collate(items))
 
     def setup(self, stage: str) -> None:
         self.network.text.load_pretrained()

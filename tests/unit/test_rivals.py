@@ -118,12 +118,17 @@ def test_written_token_by_token_is_what_was_trained(clips: list[Clip]) -> None:
 
 
 def test_diffusion_tokens_hold_the_motion(clips: list[Clip]) -> None:
-    rival = DiffusionRival(config("diffusion"))
     module = module_of("diffusion", clips)
-    batch = batch_of(module, clips)
-    motion = rival._motion(rival._tokens(batch))
-    torch.testing.assert_close(motion[..., :2], batch["poses"])
-    assert ((motion[..., 2] > 0) == batch["seen"]).all()
+    rival, batch = module.network, batch_of(module, clips)
+    assert isinstance(rival, DiffusionRival)
+    points, there = rival._scaled(batch)
+    known = points[there]
+    assert known.mean(0).abs().max() < 0.05
+    assert known.var(0).sub(1).abs().max() < 0.05
+    found, sign = rival._features(rival._tokens(points, batch["seen"]))
+    seen = batch["seen"]
+    torch.testing.assert_close(rival._poses(found)[seen], batch["poses"][seen], atol=1e-5, rtol=0)
+    assert ((sign > 0) == seen).all()
 
 
 def test_scenes_with_too_many_people_are_left_out(make_scene: MakeScene) -> None:
