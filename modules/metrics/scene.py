@@ -56,7 +56,8 @@ def match_boxes(found: np.ndarray, reference: np.ndarray) -> float:
 
 def boxes_on(scene: Scene, width: int, height: int) -> np.ndarray:
     """The boxes (P, 4) of a scene as they are on another canvas: the same shares of its width and height, px."""
-    return scene.boxes * np.tile([width / scene.width, height / scene.height], 2)
+    share = np.tile([width / scene.width, height / scene.height], 2)
+    return scene.boxes * share.astype(scene.boxes.dtype)
 
 
 def judge_scene(
