@@ -140,7 +140,7 @@ smollm2: $(READY) $(GGUF) ## SmolLM2-135M, a small pretrained Llama, into assets
 train-evaluator: $(READY) ## train the evaluator: text-motion matching and action classifier, on the training split
 	@$(call TRAIN,evaluator)
 
-train-rivals: $(READY) ## train the two rivals of the chain's tables (SIZE=demo or smoke; 20 minutes each on one core)
+train-rivals: $(READY) ## train the two rivals of the chain's tables (SIZE=demo or smoke; 20 minutes on one core)
 	@set -e; for kind in diffusion autoregressive; do \
 		$(PY) train.py configs/rivals/$$kind$(if $(filter smoke,$(SIZE)),-smoke).yaml name=$(NAME)-$$kind data.path=$(DATA) $(ARGS); done
 
