@@ -97,8 +97,9 @@ demo: $(READY) ## sample data, training of all stages, scores, a video from a pr
 app: $(READY) ## the director's desk in a browser: prompt, look, change, render
 	@$(PY) -m app configs/app/$(SIZE).yaml name=$(NAME) $(ARGS)
 
+# A thread a process: more of them wait for each other, minutes for seconds' work where the machine is busy.
 test: $(READY) ## unit tests
-	@$(PY) -m pytest -n $(JOBS) $(ARGS)
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) $(ARGS)
 
 test-zero: $(READY) ## DeepSpeed's ZeRO-3 on two CPU processes: killed, stopped, resumed, poisoned (minutes)
 	@$(PY) -m pytest -p no:xdist tests/zero -m "zero or not zero" -v --timeout=900 -s $(ARGS)
