@@ -241,10 +241,10 @@ def score_controlnet(job: Job) -> tuple[int, list[Table]]:
     if not isinstance(renderer, PoseVideoPipeline):
         raise UserError("stage controlnet is scored with pipeline.backend=controlnet")
     with Progress(3 * min(count, len(clips)), "videos") as progress:
-        more: Any = {"estimator": estimator, "progress": progress}
         tables = evaluate(
-            renderer, clips, count=count, settings=job.chain.pipeline.render, seed=job.seed, **more
-        )
+            renderer, clips, count=count, settings=job.chain.pipeline.render, seed=job.seed,
+            estimator=estimator, progress=progress,
+        )  # fmt: skip
     return min(count, len(clips)), tables
 
 

@@ -46,6 +46,9 @@ class EvalOptions:
         for name in ("videos", "repeats", "claim"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        for name in ("fvd", "clip", "estimator"):
+            if getattr(self, name) and not self.videos:
+                raise UserError(f"{name} looks at rendered videos, and videos is 0: make some, or leave {name} out")
         if self.ranks < 1:
             raise UserError(f"ranks is {self.ranks}; it must be at least 1")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,14 @@ def _load(option: str, path: str, what: str) -> torch.jit.ScriptModule:
         return torch.jit.load(path, map_location="cpu").eval()
     except RuntimeError as error:
         raise UserError(f"{option}={path} is not TorchScript ({str(error).splitlines()[0]})") from None
+
+
+def _apply(network: torch.jit.ScriptModule, inputs: Tensor, named: str, shape: str) -> Any:
+    """What the network makes of inputs that should have this shape; `named` is how the user named it."""
+    try:
+        return network(inputs)
+    except RuntimeError as error:
+        raise UserError(f"{named} does not take {shape}: {str(error).splitlines()[-1]}") from None
 
 
 class VideoFeatures:
@@ -51,11 +60,7 @@ class VideoFeatures:
             frames = video[np.linspace(0, len(video) - 1, _FRAMES).round().astype(int)]
             pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1  # (F, 3, H, W)
             batch.append(torch.nn.functional.interpolate(pixels, (_SIDE, _SIDE), mode="bilinear"))
-        try:
-            found = self.network(torch.stack(batch).transpose(1, 2))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1]
-            raise UserError(f"fvd={self.path} does not take (B, 3, 16, 224, 224): {reason}") from None
+        found = _apply(self.network, torch.stack(batch).transpose(1, 2), f"fvd={self.path}", "(B, 3, 16, 224, 224)")
         if not isinstance(found, Tensor) or found.ndim != 2:
             raise UserError(f"fvd={self.path} gives no (B, D) features")
         return found.double()
@@ -108,13 +113,10 @@ class PoseEstimator:
             UserError: the network takes or gives other shapes.
         """
         pixels = torch.from_numpy(video).permute(0, 3, 1, 2).float() / 255
-        try:
-            found = self.network(pixels)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1]
-            raise UserError(f"estimator={self.path} does not take (B, 3, H, W): {reason}") from None
+        found = _apply(self.network, pixels, f"estimator={self.path}", "(B, 3, H, W)")
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        if not isinstance(found, Tensor) or found.ndim != 4 or found.shape[0::2] != (len(video), NUM_JOINTS):
+        fits = isinstance(found, Tensor) and found.ndim == 4 and found.shape[0] == len(video)
+        if not fits or found.shape[2:] != (NUM_JOINTS, 3):
             raise UserError(f"estimator={self.path} gives {shape} for {len(video)} frames; it must give "
                             f"({len(video)}, P, {NUM_JOINTS}, 3): x, y and confidence")  # fmt: skip
         return found.float().numpy()

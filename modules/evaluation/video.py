@@ -39,16 +39,17 @@ _NOTES = [
     "area ratio: area of the figures found to that of the figures drawn, median over videos.",
     "flicker (temporal consistency): mean change of the background from frame to frame, of 255.",
     "background, clothes (shirt and trousers of each person): the colour that the caption names is seen.",
-    # with a pose estimator:
-    "PCK, estimated: joints that the pose estimator finds within 0.2 torso lengths of the given poses; a joint that it "
-    "does not find is wrong.",
 ]
+_NOTE_ESTIMATED = (
+    "PCK, estimated: joints that the pose estimator finds within 0.2 torso lengths of the given poses; a joint that it "
+    "does not find is wrong."
+)
 
 
 def open_table(title: str, notes: Sequence[str], estimated: bool) -> Table:
     """A table of `VideoScores`, without rows yet; `estimated`: with the column of a pose estimator."""
     columns = [*_COLUMNS, Column(_ESTIMATED, "share", "up")] if estimated else list(_COLUMNS)
-    return Table(title, columns, notes=[*(_NOTES if estimated else _NOTES[:-1]), *notes])
+    return Table(title, columns, notes=[*_NOTES, *([_NOTE_ESTIMATED] if estimated else []), *notes])
 
 
 @dataclass
@@ -164,7 +165,6 @@ class VideoScores:
         shown = areas[areas > 0]
         if not with_clothes:
             figures["clothes"] = None
-        if all(column.name != _ESTIMATED for column in table.columns):
-            del figures[_ESTIMATED]
         figures |= {"area ratio": float(np.median(shown)) if len(shown) else None, "videos": len(shown)}
-        table.add(name, **{key.replace(" ", "_"): value for key, value in figures.items()})
+        known = {column.name for column in table.columns}  # that of an estimator is only there with one
+        table.add(name, **{key.replace(" ", "_"): value for key, value in figures.items() if key in known})

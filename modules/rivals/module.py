@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from modules.checkpoint import save_export
+from modules.errors import UserError
 from modules.optim import build_optimizer
 from modules.pose.draw import pose_strip, with_label
 from modules.pose.scene import Clip
@@ -50,6 +51,8 @@ class RivalsModule(L.LightningModule):
             if len(items) < _FIT_CLIPS:
                 items += self.encode(clip, np.random.default_rng(0), False)
         self.network.text.fit_vocabulary(captions)
+        if not items:
+            raise UserError(f"no clip has 1 to {self.config.network.max_people} people; raise network.max_people")
         if isinstance(self.network, DiffusionRival):
             self.network.fit_scale(collate(items))
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from configs.eval_schema import EvalOptions
 from modules.errors import UserError
 from modules.evaluation.claim import viewer_side
 from modules.evaluation.foreign import FrechetVideoDistance, PoseEstimator, VideoFeatures, clip_score
@@ -160,6 +161,13 @@ def test_an_estimator_finds_what_was_drawn(tmp_path: Path, make_scene: Callable[
     assert table.rows[0].values["PCK, estimated"] == 1.0
 
 
+class TwoNumbers(torch.nn.Module):
+    """An estimator that forgets the confidence."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(x.shape[0], 1, 18, 2)
+
+
 def test_an_estimator_of_other_shapes(tmp_path: Path) -> None:
     torch.jit.script(Mean()).save(str(tmp_path / "mean.pt"))  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"estimator=.*mean.pt does not take \(B, 3, H, W\)"):
@@ -167,6 +175,11 @@ def test_an_estimator_of_other_shapes(tmp_path: Path) -> None:
     torch.jit.script(torch.nn.Flatten()).save(str(tmp_path / "flat.pt"))  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"gives \(6, 768\) for 6 frames; it must give \(6, P, 18, 3\)"):
         PoseEstimator(str(tmp_path / "flat.pt"))(VIDEO)
+    torch.jit.script(TwoNumbers()).save(str(tmp_path / "two.pt"))  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"gives \(6, 1, 18, 2\) for 6 frames"):
+        PoseEstimator(str(tmp_path / "two.pt"))(VIDEO)
+    with pytest.raises(UserError, match="estimator looks at rendered videos, and videos is 0"):
+        EvalOptions(estimator="pose.pt", videos=0)
     with pytest.raises(UserError, match="estimator=none.pt: no such file"):
         PoseEstimator("none.pt")
 

@@ -135,6 +135,8 @@ def test_scenes_with_too_many_people_are_left_out(make_scene: MakeScene) -> None
     module = RivalsModule(config("diffusion"), max_steps=1)
     clip = Clip("a", make_scene(persons=4), "four people")
     assert module.encode(clip, np.random.default_rng(0), True) == []
+    with pytest.raises(UserError, match="no clip has 1 to 3 people; raise network.max_people"):
+        module.setup_data(lambda: [clip])
 
 
 @pytest.mark.parametrize(
